@@ -1,0 +1,153 @@
+"""Which rows a training step sees: endless reshuffled passes, the same rows whatever the number of workers."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from unlearn_core.data.tokenization import Batch, Example, collate
+from unlearn_core.errors import UserError
+
+
+class RowStream:
+    """Endless row order: pass after pass over all rows, each pass a fresh permutation.
+
+    The permutation of pass e is numpy's PCG64 seeded by (seed, CRC-32 of the name, e), so any stretch of the stream can
+    be asked for in any order: a resumed run goes on where it stopped, and every worker sees the same stream.
+    """
+
+    def __init__(self, n_rows: int, seed: int, name: str) -> None:
+        """Fix the stream.
+
+        Args:
+            n_rows: rows of the set, at least 1.
+            seed: the run's seed, from 0.
+            name: streams of different names are independent, so the forget order says nothing about the retain order.
+        """
+        if n_rows < 1:
+            raise UserError(f"the set '{name}' has no rows; expected at least one")
+        if seed < 0:
+            raise UserError(f"seed is {seed}; expected a whole number from 0")
+        self.n_rows = n_rows
+        self.seed = seed
+        self.name = name
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """Row indices at stream positions `start` to `start + count - 1`.
+
+        Args:
+            start: first position, from 0. Position p lies in pass p // n_rows.
+            count: how many, from 0.
+
+        Returns:
+            (count,) int64 in [0, n_rows).
+        """
+        if start < 0 or count < 0:
+            raise ValueError(f"start {start} and count {count} must not be negative")
+        if count == 0:
+            return np.empty(0, dtype=np.int64)
+        first, last = start // self.n_rows, (start + count - 1) // self.n_rows
+        rows = np.concatenate([self._permutation(epoch) for epoch in range(first, last + 1)])
+        offset = start - first * self.n_rows
+        return rows[offset : offset + count]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        seeds = np.random.SeedSequence([self.seed, zlib.crc32(self.name.encode()), epoch])
+        return np.random.Generator(np.random.PCG64(seeds)).permutation(self.n_rows).astype(np.int64, copy=False)
+
+
+class PairedBatches:
+    """One rank's micro-batches of every set, step by step.
+
+    Step s takes stream positions s * global_batch to (s + 1) * global_batch - 1 of each set, cut into consecutive
+    micro-batches; micro-batch k of rank r is the one numbered k * world_size + r. So for a given `micro_batch` the very
+    same micro-batches are formed on 1, 2 or 4 ranks, and sets are paired by position, each reshuffled on its own.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[Example]],
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        """Check the sizes.
+
+        Args:
+            sets: examples by set name, such as `forget` and `retain`.
+            global_batch: examples of each set per optimizer step, over all ranks.
+            micro_batch: examples per forward pass of one rank.
+            rank: this process, from 0 to world_size - 1.
+            world_size: number of processes.
+            seed: the run's seed, from 0.
+            pad_id: any valid token id, see `collate`.
+
+        Raises:
+            UserError: a size below 1, global_batch not a multiple of micro_batch * world_size, or an empty set.
+        """
+        for label, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("world_size", world_size)):
+            if value < 1:
+                raise UserError(f"{label} is {value}; expected at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} must be from 0 to {world_size - 1}")
+        per_pass = micro_batch * world_size
+        if global_batch % per_pass:
+            below, above = global_batch - global_batch % per_pass, global_batch + per_pass - global_batch % per_pass
+            raise UserError(
+                f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} * {world_size} workers = "
+                f"{per_pass}; set global_batch to {f'{below} or ' if below else ''}{above}, or change the other two"
+            )
+        self.accumulation = global_batch // per_pass
+        """Micro-batches of one rank per set and step."""
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.pad_id = pad_id
+        self._sets = {name: tuple(examples) for name, examples in sets.items()}
+        self._streams = {name: RowStream(len(examples), seed, name) for name, examples in self._sets.items()}
+
+    def micro_batches(self, step: int, name: str) -> list[Batch]:
+        """This rank's micro-batches.
+
+        Args:
+            step: optimizer step, from 0.
+            name: set.
+
+        Returns:
+            `accumulation` batches of `micro_batch` examples, right-padded each to its own longest, on the CPU.
+        """
+        examples = self._examples(step, name)
+        numbers = range(self.rank, len(examples) // self.micro_batch, self.world_size)
+        return [
+            collate(examples[number * self.micro_batch : (number + 1) * self.micro_batch], self.pad_id)
+            for number in numbers
+        ]
+
+    def label_tokens(self, step: int, name: str) -> int:
+        """Label tokens of the step over ALL ranks, the one normaliser of the step's loss; needs no communication.
+
+        Args:
+            step: optimizer step, from 0.
+            name: set.
+
+        Returns:
+            At least `global_batch`, the end-of-answer tokens included.
+        """
+        return sum(example.label_count for example in self._examples(step, name))
+
+    def item_ids(self, step: int, name: str) -> list[str]:
+        """Item ids of the step over all ranks, in stream order: `global_batch` of them."""
+        return [example.item_id for example in self._examples(step, name)]
+
+    def steps_per_epoch(self, name: str) -> int:
+        """Steps after which every row of the set was seen at least once: its rows / global_batch, rounded up."""
+        return -(-len(self._sets[name]) // self.global_batch)
+
+    def _examples(self, step: int, name: str) -> list[Example]:
+        examples = self._sets[name]
+        positions = self._streams[name].indices(step * self.global_batch, self.global_batch)
+        return [examples[i] for i in positions]
