@@ -1,0 +1,310 @@
+"""The typed configuration: strict, frozen, one line of meaning, unit and off-value under each field.
+
+Two files a user writes have a tree here: a training run (`RunConfig`) and a pair of fine-tunes (`FinetuneConfig`).
+Unknown keys fail and list the valid ones; derived numbers (accumulation, label tokens) are computed, never asked for.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unlearn_core.errors import UserError
+from unlearn_core.models import SmallLlama
+
+
+class Strict(BaseModel):
+    """Base of every config node: frozen, unknown keys refused, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelConfig(Strict):
+    """The model that training starts from."""
+
+    path: str
+    """Folder in Hugging Face layout (safetensors, tokenizer) or hub name."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Dtype of weights and gradients in forward and backward; master weights and optimizer state are always fp32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+
+
+class InitialModelConfig(Strict):
+    """What a pair of fine-tunes starts from: a model to load, or a small one to build for offline use."""
+
+    path: str | None = None
+    """Folder in Hugging Face layout or hub name. Exactly one of `path` and `build` is given."""
+    build: SmallLlama | None = None
+    """A small Llama initialised from the seed, with a BPE tokenizer trained on the benchmark's text."""
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """As in a training run."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """As in a training run."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "InitialModelConfig":
+        if (self.path is None) == (self.build is None):
+            raise ValueError("give exactly one of model.path (folder or hub name) and model.build (a small Llama)")
+        return self
+
+
+class DataConfig(Strict):
+    """Which rows are forgotten and which are kept."""
+
+    benchmark: str
+    """`synthetic:SIZE`, a folder laid out like TOFU, or a hub name such as locuslab/TOFU."""
+    forget: tuple[str, ...] = ()
+    """Splits to forget, for example [forget10]. Empty only for plain fine-tuning."""
+    retain: tuple[str, ...] = ()
+    """Splits to keep, for example [retain90]. Empty only for methods without a retain objective."""
+    format: Literal["chat", "plain"] = "chat"
+    """`chat` uses the tokenizer's chat template; `plain` writes Question: ... Answer: ..."""
+    system_prompt: str | None = None
+    """System message of the chat format; null for none."""
+    max_length: int = Field(default=512, ge=8)
+    """Tokens a row may have. A longer row is an error, never cut in silence."""
+
+
+class OptimizerConfig(Strict):
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW with decoupled weight decay, or SGD with momentum."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak rate. Under NGDiff with SGD, the length of a step is this times the norm of d, at most 2."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Decay after warm-up: none, or to zero at the last step."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up from zero; 0 for none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """SGD's momentum; 0 for none."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay; 0 for none."""
+    gradient_clipping: float = Field(default=0.0, ge=0)
+    """Largest L2 norm of the combined gradient; 0 for no clipping."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step `step` (from 0) of `steps`."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        if self.schedule == "linear":
+            return self.learning_rate * (1.0 - progress)
+        if self.schedule == "cosine":
+            import math
+
+            return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.learning_rate
+
+
+class BatchConfig(Strict):
+    """Rows of one optimizer step. The global batch is given; accumulation follows from it."""
+
+    rows: int = Field(default=32, ge=1)
+    """Global batch: rows of each set (forget and retain) in one optimizer step, over all workers."""
+    micro: int = Field(default=4, ge=1)
+    """Rows of one forward pass on one worker. rows must be a multiple of micro x workers."""
+
+
+class ZeroConfig(Strict):
+    """How DeepSpeed partitions state over workers. No choice here changes the result beyond rounding."""
+
+    stage: Literal[0, 1, 2, 3] = 2
+    """0: replicated; 1: optimizer state sharded; 2: gradients too; 3: parameters too."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    overlap_comm: bool = False
+    """Overlap gradient reduction with the backward pass (GPU)."""
+
+
+class WorkersConfig(Strict):
+    """What the run asks of the Ray cluster."""
+
+    count: int = Field(default=1, ge=1)
+    """Ray Train workers, one process each."""
+    gpu: bool = False
+    """One GPU for each worker."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPUs reserved for each worker; torch uses as many threads."""
+    max_restarts: int = Field(default=3, ge=0)
+    """How often a failed worker group is started again from the last checkpoint; 0 for never."""
+
+
+class MethodConfig(Strict):
+    """The unlearning method, by the name of its file in unlearn_core/methods/."""
+
+    name: str
+    """For example ngdiff, grad_diff, grad_ascent; finetune for plain training on the retain splits."""
+    settings: dict[str, Any] = {}
+    """The method's own hyper-parameters; unknown ones fail and list the valid ones."""
+
+
+class RunConfig(Strict):
+    """One training run: everything that changes its numbers, and where it runs."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name in tables and pictures: letters, digits, dot, dash, underscore."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of data order and of anything random."""
+    model: ModelConfig
+    data: DataConfig
+    method: MethodConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = BatchConfig()
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    export_every: int = Field(default=0, ge=0)
+    """Export a Hugging Face folder every so many steps, each a point of the frontier; 0 for the last step only."""
+    checkpoint_every: int = Field(default=0, ge=0)
+    """Save what a restart needs every so many steps; 0 for at every export."""
+    zero: ZeroConfig = ZeroConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+    def exports_at(self, step: int) -> bool:
+        """Whether a model is exported after `step` steps (1 to `steps`)."""
+        return step == self.steps or (self.export_every > 0 and step % self.export_every == 0)
+
+    def checkpoints_at(self, step: int) -> bool:
+        """Whether a restart can begin after `step` steps."""
+        every = self.checkpoint_every or self.export_every
+        return step == self.steps or (every > 0 and step % every == 0)
+
+    def fingerprint(self) -> str:
+        """Hash of the fields that change numbers: 16 hex digits. Workers and their restarts do not."""
+        return _digest(self.model_dump(mode="json", exclude={"workers", "checkpoint_every"}))
+
+
+class FinetuneConfig(Strict):
+    """A pair of fine-tunes: the target, which learns everything, and the retain-only reference."""
+
+    name: str = Field(default="finetune", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name in tables and pictures."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initialisation and data order; the same for both models."""
+    model: InitialModelConfig
+    benchmark: str
+    """`synthetic:SIZE`, a folder laid out like TOFU, or a hub name such as locuslab/TOFU."""
+    target: tuple[str, ...]
+    """Splits the target learns, for example [full]."""
+    reference: tuple[str, ...]
+    """Splits the reference learns, for example [retain90]."""
+    format: Literal["chat", "plain"] = "chat"
+    """As in a training run."""
+    system_prompt: str | None = None
+    """As in a training run."""
+    max_length: int = Field(default=512, ge=8)
+    """As in a training run."""
+    epochs: float = Field(gt=0)
+    """Passes over each model's own rows."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    batch: BatchConfig = BatchConfig()
+    checkpoint_every: int = Field(default=100, ge=0)
+    """Save what a restart needs every so many steps; 0 for the end only."""
+    zero: ZeroConfig = ZeroConfig()
+    workers: WorkersConfig = WorkersConfig()
+
+
+Config = TypeVar("Config", bound=Strict)
+
+
+def load_config(kind: type[Config], path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a YAML file into a config tree.
+
+    Args:
+        kind: `RunConfig` or `FinetuneConfig`.
+        path: the YAML file.
+        overrides: dotted key -> value, as from `--set optimizer.learning_rate=1e-4`; applied last.
+
+    Raises:
+        UserError: unreadable file, unknown key, or a value outside its range.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read the config {path}: {error.strerror}. Give a YAML file or a recipe's name.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, expected keys and values such as 'steps: 60'.")
+    return build_config(kind, values, overrides, source=str(path))
+
+
+def build_config(
+    kind: type[Config], values: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config"
+) -> Config:
+    """Validate a nested dict, with dotted overrides applied, into `kind`; mistakes become one `UserError`."""
+    values = json.loads(json.dumps(values))
+    for dotted, value in (overrides or {}).items():
+        node = values
+        *parents, last = dotted.split(".")
+        for key in parents:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {dotted}={value}: '{key}' is a value, not a group of keys.")
+        node[last] = value
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(kind, error, source)) from error
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """`["a.b=c", ...]` to a dotted dict; values are read as YAML, so 1e-4, true, null and [x, y] have their types."""
+    overrides: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or not key:
+            raise UserError(f"--set {pair}: expected key=value, for example --set optimizer.learning_rate=1e-4.")
+        value = yaml.safe_load(text)
+        if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        overrides[key] = value
+    return overrides
+
+
+def _explain(kind: type[BaseModel], error: ValidationError, source: str) -> str:
+    lines = [f"{source} is not a valid {kind.__name__}:"]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            node, key = _node_at(kind, item["loc"][:-1]), str(item["loc"][-1])
+            valid = sorted(node.model_fields) if node else []
+            close = difflib.get_close_matches(key, valid, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            lines.append(f"  {where}: unknown key.{hint} Valid keys here: {', '.join(valid)}.")
+        elif item["type"] == "missing":
+            lines.append(f"  {where}: missing, and it has no default.")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"  {where or 'whole config'}: {message} (got {item['input']!r}).")
+    return "\n".join(lines)
+
+
+def _node_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    node: Any = kind
+    for key in location:
+        field = node.model_fields.get(key) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
+            return None
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        node = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+        if node is None:
+            return None
+    return node
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""One file a method, each defining `METHOD`. A new file here appears in every command by itself."""

@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO behind one engine. The only folder that imports `deepspeed`."""
