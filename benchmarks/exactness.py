@@ -44,16 +44,17 @@ STEPS = 5
 ROWS = 8
 TEACHING_STEPS = 15
 EPSILON = 1e-6
-"""AdamW's first step is g / (|g| + epsilon): an element with |g| near epsilon turns rounding into a whole step. With 1e-8
-one lm_head element of 114,000 made 96 % of a displacement error of 1.0e-5; the other layouts' noise is the same kind."""
+"""AdamW's first step is g / (|g| + epsilon): an element with |g| near epsilon turns rounding into a whole step. With
+1e-8, one element of lm_head made 96 % of a displacement error of 1.0e-5."""
 BOUNDS = {"gradient": 1e-6, "parameters": 1e-6, "displacement": 1e-5}
 Weights = dict[str, torch.Tensor]
 
 
 def make_model(folder: Path) -> None:
-    """A Llama of about 0.1M parameters with untied embeddings, briefly taught the rows as any target is, and its tokenizer.
+    """A Llama of about 0.1M parameters with untied embeddings, briefly taught the rows, and its tokenizer.
 
-    At a random start g_R and g_F are nearly parallel (cosine 0.8) and their difference is mostly rounding noise.
+    Taught, as any target is: at a random start g_R and g_F are nearly parallel (cosine 0.8), and their difference is
+    mostly rounding noise.
     """
     rows = open_benchmark("synthetic:tiny").split("full")
     tokenizer = train_tokenizer([text for row in rows for text in (row.question, row.answer)], vocab_size=512)
@@ -120,7 +121,8 @@ def reference(config: RunConfig) -> tuple[list[Weights], Weights]:
             loss = -picked_BT[labels_BT >= 0].mean()
             parts[name] = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
         norms = {name: norm(part) for name, part in parts.items()}
-        combined = {key: parts["retain"][key] / norms["retain"] - parts["forget"][key] / norms["forget"] for key in named}
+        units = {name: {key: part[key] / norms[name] for key in named} for name, part in parts.items()}
+        combined = {key: units["retain"][key] - units["forget"][key] for key in named}
         gradients.append(combined)
         for key, parameter in named.items():
             parameter.grad = combined[key]
@@ -152,6 +154,7 @@ def recorded_gradients() -> Iterator[list[Weights]]:
         whole = {}
         for name, parameter in self.module.named_parameters():
             gradient = parameter.grad if self.engine.zero_optimization_stage() == 0 else safe_get_full_grad(parameter)
+            assert gradient is not None  # every parameter of the model has one
             whole[name] = gradient.detach().float().clone()
         records.append(whole)
         step(self, learning_rate)
@@ -186,7 +189,9 @@ def layouts() -> list[tuple[str, int, int]]:
     return exact + [("bf16", stage, 1) for stage in range(4)]
 
 
-def compare(folder: Path, world_size: int, truth: tuple[list[Weights], Weights], start: Weights) -> list[dict[str, Any]]:
+def compare(
+    folder: Path, world_size: int, truth: tuple[list[Weights], Weights], start: Weights
+) -> list[dict[str, Any]]:
     """A row of errors for each layout."""
     gradients, final = truth
     rows = []

@@ -18,6 +18,7 @@ import numpy as np
 from pipelines.frontier_labels import LabelPlacer
 from unlearn_core.errors import MissingPackageError
 from unlearn_core.frontier import Axis
+from unlearn_core.method import methods
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,9 +86,7 @@ def draw(panels: Sequence[Panel]) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError("The frontier's figure needs matplotlib: pip install matplotlib") from error
-    methods = sorted({run.method for panel in panels for run in panel.trajectories})
-    shapes = tuple(MARKERS)
-    styles = {m: (COLOURS[n % len(COLOURS)], shapes[n % len(shapes)]) for n, m in enumerate(methods)}
+    styles = _styles({run.method for panel in panels for run in panel.trajectories})
     with rc_context(RC):
         figure = Figure(figsize=(4.3, 3.9) if len(panels) == 1 else (3.6 * len(panels), 3.7), layout="constrained")
         FigureCanvasAgg(figure)
@@ -105,6 +104,14 @@ def draw(panels: Sequence[Panel]) -> "Figure":
         for ax, panel in zip(axes, panels, strict=True):
             _labels(ax, panel)
     return figure
+
+
+def _styles(drawn: set[str]) -> dict[str, tuple[str, str]]:
+    """(colour, marker) of each method drawn; a method of this package has the same one in every figure."""
+    known = [name for name in methods() if name != "finetune"]
+    order = known + sorted(drawn - set(known))
+    shapes = tuple(MARKERS)
+    return {m: (COLOURS[n % len(COLOURS)], shapes[n % len(shapes)]) for n, m in enumerate(order) if m in drawn}
 
 
 def save(figure: "Figure", stem: Path) -> None:
@@ -246,7 +253,8 @@ def _legend(figure: "Figure", styles: dict[str, tuple[str, str]]) -> None:
     growing = tuple(
         key(shade, "o", size, 0.0, "#666666") for shade, size in (("#d9d9d9", 3.0), ("#a6a6a6", 4.0), ("#666666", 5.1))
     )
-    labels = [*styles, "frontier", "step, early to late"]
+    known = methods()
+    labels = [known[name].title if name in known else name for name in styles] + ["frontier", "step, early to late"]
     handles += [frontier, growing]
     # As many columns as the names allow: the first that is not wider than the figure.
     for columns in range(min(len(labels), 8), 0, -1):

@@ -13,21 +13,20 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 DEGENERATE_NORM = 1e-12
-"""A gradient whose norm is below this times the largest one (or is exactly 0) has no usable direction: its term is dropped."""
+"""A gradient whose norm is at most this times the largest one has no usable direction: its term is dropped."""
 
 
 def ngdiff(gram_KK: Array) -> Array:
     """Normalised gradient difference: weights of g_R/|g_R| - g_F/|g_F|.
 
     The norm is one global L2 norm over all trainable parameters, taken after accumulation and reduction. The direction
-    bisects g_R and -g_F, so <d, g_R> >= 0 >= <d, g_F>, and |d| <= 2 (spec: P1 to P5). Source: arXiv 2410.22086, Eq. for
-    g_NGDiff.
+    bisects g_R and -g_F, so <d, g_R> >= 0 >= <d, g_F>, and |d| <= 2. Source: arXiv 2410.22086, its g_NGDiff.
 
     Args:
         gram_KK: shape (2, 2), order retain, forget.
 
     Returns:
-        Shape (2,): (1/|g_R|, -1/|g_F|). A zero gradient gets weight 0: the other term alone remains. Both zero: no step.
+    bisects g_R and -g_F, so <d, g_R> >= 0 >= <d, g_F>, and |d| <= 2. Source: arXiv 2410.22086 (g_NGDiff).
     """
     norms_K = np.sqrt(np.clip(np.diag(gram_KK), 0.0, None))
     usable_K = norms_K > DEGENERATE_NORM * norms_K.max(initial=0.0)

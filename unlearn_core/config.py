@@ -4,9 +4,11 @@ Two files a user writes have a tree here: a training run (`RunConfig`) and a pai
 Unknown keys fail and list the valid ones; derived numbers (accumulation, label tokens) are computed, never asked for.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -78,7 +80,7 @@ class OptimizerConfig(Strict):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak rate. Under NGDiff with SGD, the length of a step is this times the norm of d, at most 2."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay after warm-up: none, or to zero at the last step."""
+    """Decay after warm-up: none, or to zero, which a step after the last one would have."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from zero; 0 for none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -100,8 +102,6 @@ class OptimizerConfig(Strict):
         if self.schedule == "linear":
             return self.learning_rate * (1.0 - progress)
         if self.schedule == "cosine":
-            import math
-
             return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
         return self.learning_rate
 
@@ -213,7 +213,7 @@ class FinetuneConfig(Strict):
     workers: WorkersConfig = WorkersConfig()
 
 
-Config = TypeVar("Config", bound=Strict)
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def load_config(kind: type[Config], path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -231,7 +231,9 @@ def load_config(kind: type[Config], path: str | Path, overrides: dict[str, Any] 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"Cannot read the config {path}: {error.strerror}. Give a YAML file or a recipe's name.") from error
+        raise UserError(
+            f"Cannot read the config {path}: {error.strerror}. Give a YAML file or a recipe's name."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -243,7 +245,7 @@ def build_config(
     kind: type[Config], values: dict[str, Any], overrides: dict[str, Any] | None = None, source: str = "config"
 ) -> Config:
     """Validate a nested dict, with dotted overrides applied, into `kind`; mistakes become one `UserError`."""
-    values = json.loads(json.dumps(values))
+    values = json.loads(json.dumps(values, default=str))  # a deep copy; YAML's dates become text
     for dotted, value in (overrides or {}).items():
         node = values
         *parents, last = dotted.split(".")
@@ -265,12 +267,13 @@ def parse_overrides(pairs: list[str]) -> dict[str, Any]:
         key, sign, text = pair.partition("=")
         if not sign or not key:
             raise UserError(f"--set {pair}: expected key=value, for example --set optimizer.learning_rate=1e-4.")
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair}: '{text}' is not valid YAML, such as 3, text, null or [a, b].") from error
         if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         overrides[key] = value
     return overrides
 
@@ -296,7 +299,7 @@ def _explain(kind: type[BaseModel], error: ValidationError, source: str) -> str:
 def _node_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
     node: Any = kind
     for key in location:
-        field = node.model_fields.get(key) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        field = node.model_fields.get(str(key)) if isinstance(node, type) and issubclass(node, BaseModel) else None
         if field is None:
             return None
         options = [field.annotation, *getattr(field.annotation, "__args__", ())]

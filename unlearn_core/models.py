@@ -165,9 +165,9 @@ def build_small_llama(config: SmallLlama, tokenizer: PreTrainedTokenizerBase, se
         num_key_value_heads=config.heads,
         max_position_embeddings=config.max_positions,
         tie_word_embeddings=config.tie_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=cast("int | None", tokenizer.pad_token_id),
+        bos_token_id=cast("int | None", tokenizer.bos_token_id),
+        eos_token_id=cast("int | None", tokenizer.eos_token_id),
         dtype=torch.float32,
     )
     with torch.random.fork_rng(devices=[]):

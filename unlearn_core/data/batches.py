@@ -12,8 +12,8 @@ from unlearn_core.errors import UserError
 class RowStream:
     """Endless row order: pass after pass over all rows, each pass a fresh permutation.
 
-    The permutation of pass e is numpy's PCG64 seeded by (seed, CRC-32 of the name, e), so any stretch of the stream can
-    be asked for in any order: a resumed run goes on where it stopped, and every worker sees the same stream.
+    The permutation of pass e sorts the output of PCG64 seeded by (seed, CRC-32 of the name, e), so any stretch of the
+    stream can be asked for in any order: a resumed run goes on where it stopped, and every worker sees the same stream.
     """
 
     def __init__(self, n_rows: int, seed: int, name: str) -> None:
@@ -53,7 +53,8 @@ class RowStream:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         seeds = np.random.SeedSequence([self.seed, zlib.crc32(self.name.encode()), epoch])
-        return np.random.Generator(np.random.PCG64(seeds)).permutation(self.n_rows).astype(np.int64, copy=False)
+        # Sorting raw bits, not Generator.permutation: numpy promises the bits for all versions, the method's draws not.
+        return np.argsort(np.random.PCG64(seeds).random_raw(self.n_rows), kind="stable")
 
 
 class PairedBatches:
@@ -144,7 +145,7 @@ class PairedBatches:
         return [example.item_id for example in self._examples(step, name)]
 
     def steps_per_epoch(self, name: str) -> int:
-        """Steps after which every row of the set was seen at least once: its rows / global_batch, rounded up."""
+        """Steps from the start after which every row of the set was seen: its rows / global_batch, rounded up."""
         return -(-len(self._sets[name]) // self.global_batch)
 
     def _examples(self, step: int, name: str) -> list[Example]:

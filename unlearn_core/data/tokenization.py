@@ -288,8 +288,8 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerBase:
             raise UserError(f"'{name_or_folder}' holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json)")
     try:
         return AutoTokenizer.from_pretrained(str(folder) if local else name_or_folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a tokenizer from '{name_or_folder}': {error}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load a tokenizer from '{name_or_folder}': {error!r}") from error
 
 
 # The ids of the trained tokenizer's own tokens, in this order from 0.

@@ -1,6 +1,8 @@
-"""Plain fine-tuning on the retain splits: makes target and reference models; no forgetting.
+"""Plain fine-tuning on the retain splits, with no forgetting: makes target and reference models.
 
     theta <- theta - eta g_R
+
+g_R is the gradient of the mean cross-entropy over the global batch's label tokens.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Cross-entropy of the answer: L = -sum_t log p(y_t | x, y_<t) over label tokens.
 
-Unlearning maximises it on the forget set and minimises it on the retain set; the sign belongs to the combiner, not here.
+Unlearning maximises it on the forget set and minimises it on the retain set; the combiner gives the sign.
 """
 
 import torch

@@ -1,0 +1,173 @@
+"""The models to evaluate: found in run folders, checked before anything starts, identified by their content."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from unlearn_core.data.sources import looks_like_path
+from unlearn_core.errors import UserError
+from unlearn_core.models import check_model_source
+from unlearn_core.publish import MARKER, is_complete
+
+Role = Literal["target", "reference", "checkpoint"]
+
+_IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
+
+
+@dataclass(frozen=True)
+class ModelPoint:
+    """One model of an evaluation.
+
+    Attributes:
+        model_id: unique name, used as a folder name: letters, digits and `._=+-`, starting with a letter or digit.
+        path: its Hugging Face folder (seen by every node), or a hub name.
+        run: name of the run that made it.
+        method: unlearning method, or `finetune`.
+        step: optimizer steps of that run.
+        role: `target` (before unlearning), `reference` (never saw the forget data), `checkpoint` (any other).
+    """
+
+    model_id: str
+    path: str
+    run: str
+    method: str
+    step: int
+    role: Role = "checkpoint"
+
+
+def discover_run(run_folder: str | Path, role: Role | None = None) -> list[ModelPoint]:
+    """Every model that a run published whole, in step order. Half-written exports are left out.
+
+    A finetune's earlier exports are no points of interest: only its final model is returned.
+
+    Args:
+        run_folder: a run's folder, holding `run.json`.
+        role: role of the points; None takes `target` or `reference` from a finetune of that name, else `checkpoint`.
+
+    Returns:
+        At least one point. Ids are `<run>-step-00010`, for a finetune `<run>`.
+
+    Raises:
+        UserError: no run folder, or it holds no whole model.
+    """
+    folder = Path(run_folder)
+    run = _read_object(folder / "run.json", f"'{run_folder}' is no run folder")
+    name, method = str(run.get("run", folder.name)), str(run.get("method", "unknown"))
+    exports = sorted((path for path in folder.glob("models/step-*") if is_complete(path)), key=_step)
+    finetune = method == "finetune"
+    if finetune:
+        exports = [folder / "model"] if is_complete(folder / "model") else exports[-1:]
+    if not exports:
+        raise UserError(
+            f"run '{run_folder}' (status: {run.get('status', 'unknown')}) has no complete model; expected "
+            f"models/step-*/{MARKER}. Wait for the run's first export, or leave the run out"
+        )
+    if role is None:
+        role = "target" if finetune and name == "target" else "checkpoint"
+        role = "reference" if finetune and name == "reference" else role
+    return [
+        ModelPoint(
+            model_id=name if finetune else f"{name}-step-{_step(path):05d}",
+            path=str(path),
+            run=name,
+            method=method,
+            step=_step(path),
+            role=role,
+        )
+        for path in exports
+    ]
+
+
+def check_models(models: Sequence[ModelPoint], require_forget_quality: bool) -> None:
+    """Find every mistake in a list of models before a worker starts.
+
+    Args:
+        models: the list.
+        require_forget_quality: whether a reference must be among them.
+
+    Raises:
+        UserError: no model, an id twice or unfit as a folder name, an unknown role, more than one reference or a
+            missing one that is required, or a folder that is not a whole model.
+    """
+    if not models:
+        raise UserError("no models to evaluate; give at least one run or model folder")
+    seen: dict[str, str] = {}
+    for point in models:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.=+-]*", point.model_id, re.ASCII):
+            raise UserError(
+                f"model id '{point.model_id}' names a folder; use letters, digits and ._=+- only, first a letter or "
+                "digit"
+            )
+        if point.model_id in seen:
+            raise UserError(
+                f"model id '{point.model_id}' is given twice, for {seen[point.model_id]} and {point.path}; "
+                "evaluate one of them, or rename a run"
+            )
+        seen[point.model_id] = point.path
+        if point.role not in get_args(Role):
+            raise UserError(f"{point.model_id}: unknown role '{point.role}'; expected one of {get_args(Role)}")
+        check_model_source(point.path)
+    references = [point.model_id for point in models if point.role == "reference"]
+    if len(references) > 1:
+        raise UserError(f"{len(references)} models have the role 'reference' ({', '.join(references)}); expected one")
+    if require_forget_quality and not references:
+        raise UserError(
+            "forget quality was asked for, but no model has the role 'reference'; add the model that was trained "
+            "without the forget data"
+        )
+
+
+def identity(point: ModelPoint) -> dict[str, Any]:
+    """What tells this model's content from another's without reading its weights.
+
+    The marker alone would not do: a run repeated with another learning rate writes the same one.
+
+    Args:
+        point: a checked model.
+
+    Returns:
+        The folder's path, its marker's content (None without one) and name, size and modification time of its files.
+        For a hub name, the name: a hub model that changes under its name is not noticed.
+    """
+    if not looks_like_path(point.path):
+        return {"hub": point.path}
+    folder = Path(point.path).expanduser().resolve()
+    files = sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern)})
+    stats = [(path.name, path.stat()) for path in files]
+    return {
+        "path": str(folder),
+        "marker": _read_object(folder / MARKER, "unreadable marker") if is_complete(folder) else None,
+        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }
+
+
+def absolute(point: ModelPoint) -> str:
+    """The model's folder as an absolute path, for processes that run in another folder; a hub name as it is."""
+    return str(Path(point.path).expanduser().resolve()) if looks_like_path(point.path) else point.path
+
+
+def weight_bytes(point: ModelPoint) -> int:
+    """Size of a model's safetensors files; 0 for a hub name."""
+    if not looks_like_path(point.path):
+        return 0
+    return sum(path.stat().st_size for path in Path(point.path).expanduser().glob("*.safetensors"))
+
+
+def _step(export: Path) -> int:
+    step = _read_object(export / MARKER, f"'{export}' has no readable marker").get("step")
+    if not isinstance(step, int):
+        raise UserError(f"{export / MARKER}: 'step' is {step!r}; expected a whole number")
+    return step
+
+
+def _read_object(path: Path, problem: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{problem}: cannot read {path} ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{problem}: {path} holds no JSON object")
+    return value

@@ -1,0 +1,38 @@
+"""Connect to a Ray cluster, or start one on this machine that nobody else can reach."""
+
+import logging
+import os
+
+_CLUSTER_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+def start_ray(num_cpus: int | None = None) -> None:
+    """Make sure that Ray runs; does nothing when this process is connected already.
+
+    With `RAY_ADDRESS` set, connects there (`auto` finds the cluster of this machine). Else starts a local cluster on
+    the loopback address, without dashboard and without usage reports. Worker output stays in Ray's log folder: results
+    and errors come back through Ray.
+
+    Args:
+        num_cpus: logical CPUs of a cluster started here; None for the machine's. Ignored when connecting.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray._private import ray_constants
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        return
+    # Off, a local cluster listens on 127.0.0.1 only; on (Linux's default), on the machine's network address. Ray reads
+    # the variable when it is imported, which may have been before this: hence the constant too (Ray 2.60, tested).
+    if os.environ.setdefault(_CLUSTER_SWITCH, "0") == "0":
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )

@@ -1,0 +1,55 @@
+"""From what a user names (a run folder, a model folder, a hub name, a recipe) to what the stages need."""
+
+import difflib
+import json
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from unlearn_core.errors import UserError
+
+
+def resolve_model(name: str) -> str:
+    """A run folder becomes its newest whole model; a model folder or hub name stays as it is.
+
+    Raises:
+        UserError: a run folder without a whole model.
+    """
+    record = Path(name) / "run.json"
+    if not record.is_file():
+        return name
+    last = json.loads(record.read_text(encoding="utf-8")).get("last_model")
+    if last is None:
+        raise UserError(f"The run {name} has no finished model yet. Run its `unlearn train` or `finetune` to the end.")
+    return str((Path(name) / last).resolve())
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("pipelines"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_path(name: str) -> Path:
+    """A YAML file, or a shipped recipe by name.
+
+    Raises:
+        UserError: neither exists; lists the recipes.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return path
+    known = recipes()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"No recipe '{name}'.{hint} Recipes: {', '.join(known)}. Or give a .yaml file.")
+    return known[name]
+
+
+def recipe_summary(path: Path) -> tuple[str, str]:
+    """(command it is for, first comment line) of a recipe file."""
+    text = path.read_text(encoding="utf-8")
+    command = "train" if "method" in yaml.safe_load(text) else "finetune"
+    return command, text.splitlines()[0].lstrip("# ")

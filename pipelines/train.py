@@ -1,0 +1,204 @@
+"""The Ray Train stage: run the training loop on a cluster, survive killed workers, leave a run's folder.
+
+    OUTPUT/run.json        config, fingerprint, status: running, finished or diverged
+    OUTPUT/metrics.jsonl   a line for each step
+    OUTPUT/models/         exported Hugging Face folders, one a point of the frontier, each with its marker
+    OUTPUT/checkpoints/    what a restart needs (Ray Train's storage); removed when the run has finished
+
+OUTPUT must be reachable under the same path from every node. The only importer of `ray.train`.
+"""
+
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from rich.console import Console
+
+from pipelines.progress import follow_steps
+from pipelines.ray_session import start_ray
+from unlearn_core.config import RunConfig, build_config
+from unlearn_core.data.batches import PairedBatches
+from unlearn_core.data.tokenization import load_tokenizer
+from unlearn_core.data.training import training_sets
+from unlearn_core.errors import UserError
+from unlearn_core.loop import METRICS, Outcome, model_folder, run
+from unlearn_core.method import find_method, method_settings
+from unlearn_core.models import check_model_source
+from unlearn_core.publish import write_json
+
+RUN = "run.json"
+OUTCOME = "outcome.json"
+CHECKPOINTS = "checkpoints"
+
+
+def check(config: RunConfig) -> None:
+    """Find every mistake that can be found before a worker starts: method, settings, model, splits, rows, batch.
+
+    Raises:
+        UserError: with value, expectation and remedy.
+    """
+    method = find_method(config.method.name)
+    method_settings(method, config.method.settings)
+    check_model_source(config.model.path)
+    sets = training_sets(config.data, method, load_tokenizer(config.model.path))
+    PairedBatches(sets, config.batch.rows, config.batch.micro, 0, config.workers.count, config.seed, pad_id=0)
+
+
+def train(config: RunConfig, output: Path, console: Console | None = None) -> Outcome:
+    """Run `config` on the connected cluster, or on a local one started for it.
+
+    The same call on the same output continues where it stopped; a finished run is not run again.
+
+    Args:
+        config: the run.
+        output: its folder.
+        console: where progress is drawn; none for silence.
+
+    Returns:
+        How it ended. Diverging is an outcome, not an error.
+
+    Raises:
+        UserError: a mistake in the config, another run's folder as output, a cluster too small.
+    """
+    output = Path(output).resolve()
+    earlier = _earlier_run(config, output)
+    if earlier is not None:
+        return earlier
+    check(config)
+    start_ray()
+    _check_resources(config)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / RUN, _record(config, "running"))
+    finished = threading.Event()
+    follower = threading.Thread(
+        target=follow_steps, args=(output / METRICS, config.steps, config.name, console, finished), daemon=True
+    )
+    follower.start()
+    try:
+        _trainer(config, output).fit()
+    except ray.train.WorkerGroupError as error:  # type: ignore[attr-defined]
+        mistakes = [cause for cause in error.worker_failures.values() if "UserError" in f"{cause!r}{cause}"]
+        if mistakes:
+            raise UserError(str(mistakes[0]).strip().splitlines()[-1]) from error
+        raise
+    finally:
+        finished.set()
+        follower.join()
+    outcome = Outcome(**json.loads((output / OUTCOME).read_text(encoding="utf-8")))
+    write_json(output / RUN, _record(config, outcome.status) | _ending(config, output, outcome))
+    if outcome.status == "finished":
+        shutil.rmtree(output / CHECKPOINTS)  # 12 bytes a parameter that nobody needs any more
+    return outcome
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker does."""
+    config = build_config(RunConfig, arguments["config"])
+    context = RayContext(Path(arguments["output"]))
+    outcome = run(config, context)
+    if context.rank == 0:
+        write_json(context.output / OUTCOME, outcome.__dict__)
+
+
+class RayContext:
+    """`unlearn_core.loop.Context` inside a Ray Train worker.
+
+    Args:
+        output: the run's folder.
+    """
+
+    def __init__(self, output: Path):
+        context = ray.train.get_context()
+        self.output, self.rank, self.world_size = output, context.get_world_rank(), context.get_world_size()
+
+    @contextmanager
+    def restore(self) -> Iterator[Path | None]:
+        """The last checkpoint that Ray Train committed, as a local folder."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+        else:
+            with checkpoint.as_directory() as folder:
+                yield Path(folder)
+
+    def checkpoint(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
+        """Each rank writes aside; Ray merges the ranks' files and commits when all have reported."""
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _trainer(config: RunConfig, output: Path) -> ray.train.torch.TorchTrainer:
+    workers = config.workers
+    resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpu else {})
+    return ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "output": str(output)},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=str(output),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_restarts),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+
+
+def _check_resources(config: RunConfig) -> None:
+    """A request that the cluster can never meet would wait for ever."""
+    workers = config.workers
+    have = ray.cluster_resources()
+    need = {"CPU": workers.count * workers.cpus_per_worker, "GPU": float(workers.count if workers.gpu else 0)}
+    for kind, amount in need.items():
+        if amount > have.get(kind, 0.0):
+            raise UserError(
+                f"The run asks for {amount:g} {kind}s ({workers.count} workers), the Ray cluster has "
+                f"{have.get(kind, 0.0):g}. Lower workers.count"
+                + (", workers.cpus_per_worker" if kind == "CPU" else " or set workers.gpu=false")
+                + ", or connect to a larger cluster (RAY_ADDRESS)."
+            )
+
+
+def _earlier_run(config: RunConfig, output: Path) -> Outcome | None:
+    """The outcome of this very run if the folder holds it whole; `UserError` if it holds another run."""
+    path = output / RUN
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("fingerprint") != config.fingerprint():
+        raise UserError(
+            f"{output} holds the run '{record.get('run')}' of another config (fingerprint {record.get('fingerprint')}, "
+            f"now {config.fingerprint()}). Choose another --output, or delete that folder."
+        )
+    if record["status"] == "running":
+        return None
+    return Outcome(record["status"], record["step"], record["reason"])
+
+
+def _record(config: RunConfig, status: str) -> dict[str, Any]:
+    return {
+        "run": config.name,
+        "method": config.method.name,
+        "status": status,
+        "steps": config.steps,
+        "fingerprint": config.fingerprint(),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _ending(config: RunConfig, output: Path, outcome: Outcome) -> dict[str, Any]:
+    exported = [step for step in range(1, outcome.step + 1) if config.exports_at(step)]
+    whole = [step for step in exported if (model_folder(output, step) / "complete.json").is_file()]
+    last = str(model_folder(output, whole[-1]).relative_to(output)) if whole else None
+    return {"step": outcome.step, "reason": outcome.reason, "last_model": last}
