@@ -57,7 +57,7 @@ __all__ = ["EvaluationConfig", "ModelPoint", "Role", "discover_run", "evaluate"]
 EVALUATION = "evaluation.json"
 METRICS = "metrics.csv"
 
-# A row that kills its actor is retried for ever by Ray Data's defaults; three deaths of one actor end the job.
+# A row that kills its actor is retried for ever by Ray Data's defaults; here its fourth death ends the job.
 _MAX_RESTARTS = 3
 _MAX_TASK_RETRIES = 3
 # The rows of a task: enough for full batches, few enough that 800 rows keep two actors busy to the end.

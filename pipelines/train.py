@@ -25,10 +25,9 @@ from rich.console import Console
 from pipelines.progress import follow_steps
 from pipelines.ray_session import start_ray
 from unlearn_core.config import RunConfig, build_config
-from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import load_tokenizer
 from unlearn_core.data.training import training_sets
-from unlearn_core.errors import UserError
+from unlearn_core.errors import MissingPackageError, UserError
 from unlearn_core.loop import METRICS, Outcome, model_folder, run
 from unlearn_core.method import find_method, method_settings
 from unlearn_core.models import check_model_source
@@ -40,7 +39,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def check(config: RunConfig) -> None:
-    """Find every mistake that can be found before a worker starts: method, settings, model, splits, rows, batch.
+    """Find every mistake that can be found before a worker starts: method, settings, model, splits, rows.
 
     Raises:
         UserError: with value, expectation and remedy.
@@ -48,8 +47,7 @@ def check(config: RunConfig) -> None:
     method = find_method(config.method.name)
     method_settings(method, config.method.settings)
     check_model_source(config.model.path)
-    sets = training_sets(config.data, method, load_tokenizer(config.model.path))
-    PairedBatches(sets, config.batch.rows, config.batch.micro, 0, config.workers.count, config.seed, pad_id=0)
+    training_sets(config.data, method, load_tokenizer(config.model.path))
 
 
 def train(config: RunConfig, output: Path, console: Console | None = None) -> Outcome:
@@ -67,6 +65,7 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
 
     Raises:
         UserError: a mistake in the config, another run's folder as output, a cluster too small.
+        MissingPackageError: the workers lack a package that the config asks for.
     """
     output = Path(output).resolve()
     earlier = _earlier_run(config, output)
@@ -85,9 +84,9 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
     try:
         _trainer(config, output).fit()
     except ray.train.WorkerGroupError as error:  # type: ignore[attr-defined]
-        mistakes = [cause for cause in error.worker_failures.values() if "UserError" in f"{cause!r}{cause}"]
-        if mistakes:
-            raise UserError(str(mistakes[0]).strip().splitlines()[-1]) from error
+        for cause in error.worker_failures.values():
+            if isinstance(cause, (UserError, MissingPackageError)):
+                raise cause from error
         raise
     finally:
         finished.set()
@@ -182,6 +181,12 @@ def _earlier_run(config: RunConfig, output: Path) -> Outcome | None:
             f"now {config.fingerprint()}). Choose another --output, or delete that folder."
         )
     if record["status"] == "running":
+        workers = record["config"]["workers"]["count"]
+        if workers != config.workers.count and any((output / CHECKPOINTS).rglob("state.json")):
+            raise UserError(
+                f"{output} holds checkpoints of {workers} workers, this run has {config.workers.count}. Resume with "
+                f"workers.count={workers}, or choose another --output."
+            )
         return None
     return Outcome(record["status"], record["step"], record["reason"])
 

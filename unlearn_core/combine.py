@@ -26,7 +26,7 @@ def ngdiff(gram_KK: Array) -> Array:
         gram_KK: shape (2, 2), order retain, forget.
 
     Returns:
-    bisects g_R and -g_F, so <d, g_R> >= 0 >= <d, g_F>, and |d| <= 2. Source: arXiv 2410.22086 (g_NGDiff).
+        Shape (2,): (1/|g_R|, -1/|g_F|). A zero gradient gets weight 0: the other term alone remains. Both 0: no step.
     """
     norms_K = np.sqrt(np.clip(np.diag(gram_KK), 0.0, None))
     usable_K = norms_K > DEGENERATE_NORM * norms_K.max(initial=0.0)

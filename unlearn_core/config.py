@@ -139,6 +139,17 @@ class WorkersConfig(Strict):
     """How often a failed worker group is started again from the last checkpoint; 0 for never."""
 
 
+def check_batch(batch: BatchConfig, workers: WorkersConfig) -> None:
+    """Accumulation must come out whole; `ValueError` shows the arithmetic."""
+    pass_rows = batch.micro * workers.count
+    if batch.rows % pass_rows:
+        nearest = max(1, round(batch.rows / pass_rows)) * pass_rows
+        raise ValueError(
+            f"batch.rows {batch.rows} is not a multiple of batch.micro {batch.micro} x workers.count {workers.count} "
+            f"= {pass_rows} rows a pass; set batch.rows={nearest}, or change the other two"
+        )
+
+
 class MethodConfig(Strict):
     """The unlearning method, by the name of its file in unlearn_core/methods/."""
 
@@ -168,6 +179,11 @@ class RunConfig(Strict):
     """Save what a restart needs every so many steps; 0 for at every export."""
     zero: ZeroConfig = ZeroConfig()
     workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "RunConfig":
+        check_batch(self.batch, self.workers)
+        return self
 
     def exports_at(self, step: int) -> bool:
         """Whether a model is exported after `step` steps (1 to `steps`)."""
@@ -211,6 +227,11 @@ class FinetuneConfig(Strict):
     """Save what a restart needs every so many steps; 0 for the end only."""
     zero: ZeroConfig = ZeroConfig()
     workers: WorkersConfig = WorkersConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "FinetuneConfig":
+        check_batch(self.batch, self.workers)
+        return self
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -289,10 +310,12 @@ def _explain(kind: type[BaseModel], error: ValidationError, source: str) -> str:
             hint = f" Did you mean '{close[0]}'?" if close else ""
             lines.append(f"  {where}: unknown key.{hint} Valid keys here: {', '.join(valid)}.")
         elif item["type"] == "missing":
-            lines.append(f"  {where}: missing, and it has no default.")
+            hint = " Give --model, or --set model.path=." if where == "model.path" else ""
+            lines.append(f"  {where}: missing, and it has no default.{hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"  {where or 'whole config'}: {message} (got {item['input']!r}).")
+            given = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
+            lines.append(f"  {where + ': ' if where else ''}{message}{given}.")
     return "\n".join(lines)
 
 

@@ -152,10 +152,12 @@ class ZeroEngine:
         return live
 
     def step(self, learning_rate: float) -> None:
-        """One optimizer step along the live buffers."""
+        """One optimizer step along the live buffers, which are clean afterwards."""
         self.shards.set_learning_rate(learning_rate)
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()
+        # Stage 3 keeps d in its buffer; a parameter that the next objective does not use would count it again.
+        self.shards.reset()
 
     def discard_gradients(self) -> None:
         """Leave no gradient behind when a step is not taken."""

@@ -1,0 +1,59 @@
+"""What tests of training share: a small taught model, and processes to train it in."""
+
+import os
+
+import pytest
+from rank_processes import Ranks
+
+
+@pytest.fixture(scope="session")
+def one_rank():
+    """A single process with torch.distributed."""
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks():
+    """Two processes of one torch.distributed group."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory):
+    """Folder of a Llama of 0.1M parameters, untied embeddings, taught synthetic:tiny; with its tokenizer."""
+    from benchmarks.exactness import make_model
+
+    folder = tmp_path_factory.mktemp("taught") / "model"
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(taught):
+    """The taught model's weights."""
+    from safetensors.torch import load_file
+
+    return load_file(taught / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def truth(taught):
+    """Combined gradient of each step and final weights of the plain single-process fp32 reference."""
+    from benchmarks.exactness import make_config, reference
+
+    return reference(make_config(taught, 0, 1, 1, "fp32"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With UNLEARN_REQUIRE_DATA set (CI), a test skipped for want of real data is a failure."""
+    report = (yield).get_result()
+    if report.skipped and os.environ.get("UNLEARN_REQUIRE_DATA"):
+        reason = str(report.longrepr)
+        if "TOFU_DIR" in reason or "GOLDEN_DIR" in reason:
+            report.outcome = "failed"
+            report.longrepr = f"UNLEARN_REQUIRE_DATA is set, so this must not be skipped: {reason}"

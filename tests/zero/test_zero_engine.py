@@ -1,0 +1,193 @@
+"""The engine on a model whose odd tensor sizes do not divide by the ranks; objectives share few of its parameters."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from unlearn_core.config import OptimizerConfig, ZeroConfig
+from unlearn_core.data.tokenization import Batch
+from unlearn_core.objectives.likelihood import cross_entropy_sum
+from unlearn_core.zero.engine import ZeroEngine, _deepspeed_config
+
+STAGES = (0, 1, 2, 3)
+WEIGHTS = np.array([0.5, -2.0, 3.0])
+STEPS = 3
+
+
+class Scale(nn.Module):
+    """One number."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, values):
+        return values * self.factor
+
+
+class Branches(nn.Module):
+    """Even first tokens go through one head, odd ones through the other; 7 x 5, 11 x 5, 3 and 1 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(7, 5)
+        self.even = nn.Linear(5, 11, bias=False)
+        self.odd = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 11, bias=False))
+        self.scale = Scale()
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        head = self.even if int(input_ids[0, 0]) % 2 == 0 else self.odd
+        return CausalLMOutput(logits=self.scale(head(self.embedding(input_ids))))
+
+
+def data(step, objective, row):
+    generator = torch.Generator().manual_seed(100 * step + 10 * objective + row)
+    ids_BT = torch.randint(0, 7, (1, 6), generator=generator)
+    ids_BT[:, 0] = objective % 2  # objectives 0 and 2 share a head, 1 has its own
+    labels_BT = ids_BT.clone()
+    labels_BT[:, : 1 + row] = -100  # rows have 5, 4, 3 and 2 labels
+    return Batch(ids_BT, torch.ones_like(ids_BT), labels_BT)
+
+
+TOKENS = 5 + 4 + 3 + 2
+
+
+def optimizer(**changes):
+    return OptimizerConfig(**{"name": "sgd", "learning_rate": 0.1, "momentum": 0.5, **changes})
+
+
+def whole(engine):
+    """Weights, gathered; through the fp32 master so that it shares nothing with the export."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if engine.engine.zero_optimization_stage() == 0:
+        return {name: p.detach().clone() for name, p in engine.module.named_parameters()}
+    return {name: safe_get_full_fp32_param(p).clone() for name, p in engine.module.named_parameters()}
+
+
+def three_objectives(rank, world_size, stage):
+    """Three steps of three objectives: Gram matrices, losses, combined gradients and the final weights."""
+    from deepspeed.utils import safe_get_full_grad
+
+    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, micro_batch=1)
+    grams, losses, gradient = [], [], {}
+    for step in range(STEPS):
+        gradients = []
+        for objective in range(3):
+            if gradients:
+                gradients[-1] = engine.take(gradients[-1])
+            rows = [data(step, objective, row) for row in range(rank, 4, world_size)]
+            gradients.append(engine.gradient(cross_entropy_sum, rows, TOKENS))
+        shards = [item.shard for item in gradients]
+        losses.append([item.loss for item in gradients])
+        grams.append(engine.gram(shards))
+        engine.combine(shards, WEIGHTS)
+        for name, parameter in engine.module.named_parameters():
+            found = parameter.grad if stage == 0 else safe_get_full_grad(parameter)
+            gradient[f"{step}/{name}"] = found.detach().clone()
+        engine.step(0.1)
+    weights = whole(engine)
+    engine.close()
+    return np.array(grams), np.array(losses), gradient, weights
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The same by autograd on whole tensors."""
+    model = Branches()
+    named = dict(model.named_parameters())
+    sgd = torch.optim.SGD(named.values(), lr=0.1, momentum=0.5)
+    grams, losses, combined = [], [], {}
+    for step in range(STEPS):
+        flat, values = [], []
+        for objective in range(3):
+            batches = [data(step, objective, row) for row in range(4)]
+            sums = [cross_entropy_sum(model(b.input_ids_BT, None, False).logits, b.labels_BT) for b in batches]
+            loss = torch.stack(sums).sum() / TOKENS
+            parts = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+            flat.append(parts)
+            values.append(loss.item())
+        vectors = np.array([torch.cat([part.flatten() for part in parts]).double().numpy() for parts in flat])
+        grams.append(vectors @ vectors.T)
+        losses.append(values)
+        for index, (name, parameter) in enumerate(named.items()):
+            parameter.grad = sum(float(w) * parts[index] for w, parts in zip(WEIGHTS, flat, strict=True))
+            combined[f"{step}/{name}"] = parameter.grad.clone()
+        sgd.step()
+    return np.array(grams), np.array(losses), combined, {name: p.detach() for name, p in named.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_three_objectives_on_odd_sizes(stage, workers, one_rank, two_ranks, plain):
+    answers = (one_rank if workers == 1 else two_ranks).run(three_objectives, stage)
+    grams, losses, gradient, weights = plain
+    for found in answers:
+        assert found[0] == pytest.approx(grams, rel=1e-5, abs=1e-8)
+        assert found[1] == pytest.approx(losses, rel=1e-6)
+        for name, expected in gradient.items():
+            torch.testing.assert_close(found[2][name], expected, rtol=1e-5, atol=1e-7)
+        for name, expected in weights.items():
+            torch.testing.assert_close(found[3][name], expected, rtol=1e-5, atol=1e-7)
+    # Every rank must choose the same weights, so the matrices are equal to the bit.
+    assert all((found[0] == answers[0][0]).all() for found in answers)
+
+
+def fresh_bf16(rank, world_size, stage):
+    model = Branches().bfloat16()
+    before = {name: p.detach().clone().float() for name, p in model.named_parameters()}
+    decay = optimizer(name="adamw", weight_decay=0.5)
+    engine = ZeroEngine(model, ZeroConfig(stage=stage), decay, bf16=True, micro_batch=1)
+    states = [dict(engine.shards.optimizer_state(index)) for index in range(len(engine.shards.master()))]
+    masters = torch.cat([tensor.detach().flatten() for tensor in engine.shards.master()])
+    clipping = engine.engine.gradient_clipping()
+    engine.close()
+    return before, states, masters, clipping
+
+
+def test_bf16_stage_0_starts_from_the_loaded_weights_and_no_state(two_ranks):
+    for before, states, masters, _ in two_ranks.run(fresh_bf16, 0):
+        assert not any(states)
+        assert torch.equal(masters, torch.cat([tensor.flatten() for tensor in before.values()]))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deepspeeds_own_clipping_is_off(stage, one_rank):
+    config = _deepspeed_config(ZeroConfig(stage=stage), bf16=True, micro_batch=1)
+    assert config["gradient_clipping"] == 0.0
+    assert one_rank.run(fresh_bf16, stage)[0][3] == 0.0
+
+
+def finite_answers(rank, world_size, stage):
+    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, micro_batch=1)
+    answers = [engine.weights_are_finite()]
+    if rank == world_size - 1:
+        with torch.no_grad():
+            engine.shards.master()[0].flatten()[0] = torch.inf
+    answers.append(engine.weights_are_finite())
+    engine.close()
+    return answers
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_ranks_learn_of_one_bad_weight_on_one_of_them(stage, two_ranks):
+    assert two_ranks.run(finite_answers, stage) == [[True, False], [True, False]]
+
+
+class Renamed:
+    """A DeepSpeed wrapper of a later version, by name."""
+
+
+def test_a_deepspeed_whose_internals_moved_is_refused():
+    from unlearn_core.zero.shards import open_shards
+
+    with pytest.raises(RuntimeError, match="No gradient access for DeepSpeed optimizer Renamed"):
+        open_shards(SimpleNamespace(optimizer=Renamed()))
+    moved = type("DeepSpeedZeroOptimizer", (), {"cpu_offload": False})
+    with pytest.raises(RuntimeError, match=r"lacks averaged_gradients, all_grad_tensors.*constraints\.txt"):
+        open_shards(SimpleNamespace(optimizer=moved()))
