@@ -108,9 +108,10 @@ def premises(target: dict[str, float], reference: dict[str, float]) -> dict[str,
 
 def metrics_table(rows: pd.DataFrame, columns: tuple[str, ...], title: str) -> Table:
     """Models down, metrics across."""
-    table = Table("model", *columns, title=title)
+    table = Table("run", "step", *(name.replace("_", " ") for name in columns), title=title)  # spaces: names can wrap
     for _, row in rows.iterrows():
-        table.add_row(str(row["model"]), *(f"{row[name]:.3g}" for name in columns))
+        run = row["run"] if row["role"] == "checkpoint" else row["role"]
+        table.add_row(str(run), str(row["step"]), *(f"{row[name]:.2g}" for name in columns))
     return table
 
 
@@ -119,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/tofu_small"), help="resumes there")
     parser.add_argument("--epochs", type=float, default=26.0, help="of each fine-tune")
-    parser.add_argument("--steps", type=int, default=40, help="unlearning steps of each method, a multiple of 4")
+    parser.add_argument("--steps", type=int, default=60, help="unlearning steps of each method, a multiple of 4")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="of both methods")
     arguments = parser.parse_args()
     tofu = os.environ.get("TOFU_DIR")
