@@ -108,7 +108,10 @@ def premises(target: dict[str, float], reference: dict[str, float]) -> dict[str,
 
 def metrics_table(rows: pd.DataFrame, columns: tuple[str, ...], title: str) -> Table:
     """Models down, metrics across."""
-    table = Table("run", "step", *(name.replace("_", " ") for name in columns), title=title)  # spaces: names can wrap
+    table = Table(title=title)
+    for name in ("run", "step", *columns):
+        short = name.removesuffix("alised").replace("Q_A_", "").replace("extraction", "extract.")
+        table.add_column(short.replace("_", " "), overflow="fold")  # spaces, so that names can wrap
     for _, row in rows.iterrows():
         run = row["run"] if row["role"] == "checkpoint" else row["role"]
         table.add_row(str(run), str(row["step"]), *(f"{row[name]:.2g}" for name in columns))
@@ -126,7 +129,8 @@ def main() -> None:
     tofu = os.environ.get("TOFU_DIR")
     if not tofu:
         sys.exit("TOFU_DIR is not set: give the folder that holds forget05.json and the other TOFU files.")
-    console, started = Console(), time.perf_counter()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    started = time.perf_counter()
     tofu, output = str(Path(tofu).resolve()), arguments.output
 
     def score(points: list[Any]) -> pd.DataFrame:

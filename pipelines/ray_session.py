@@ -22,6 +22,8 @@ def start_ray(num_cpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    # It warns that token authentication is on, which is what we want.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
