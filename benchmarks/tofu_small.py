@@ -112,7 +112,7 @@ def metrics_table(rows: pd.DataFrame, columns: tuple[str, ...], title: str) -> T
     for name in ("run", "step", *columns):
         short = name.removesuffix("alised").replace("Q_A_", "").replace("extraction", "extract.")
         table.add_column(short.replace("_", " "), overflow="fold")  # spaces, so that names can wrap
-    for _, row in rows.iterrows():
+    for row in rows.to_dict("records"):
         run = row["run"] if row["role"] == "checkpoint" else row["role"]
         table.add_row(str(run), str(row["step"]), *(f"{row[name]:.2g}" for name in columns))
     return table

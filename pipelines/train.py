@@ -75,6 +75,8 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
     start_ray()
     _check_resources(config)
     output.mkdir(parents=True, exist_ok=True)
+    for leftover in (output / "models").glob(".*.part"):  # exports that a kill cut off, a whole model's size each
+        shutil.rmtree(leftover)
     write_json(output / RUN, _record(config, "running"))
     finished = threading.Event()
     follower = threading.Thread(

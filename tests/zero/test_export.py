@@ -87,12 +87,12 @@ def test_from_pretrained_gives_the_trained_weights_bit_for_bit(stage, tied, dtyp
         torch.testing.assert_close(loaded.eval()(ids_BT).logits, logits_BTV, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_several_files_with_a_right_index(stage, two_ranks, untrained, tmp_path):
+@pytest.mark.parametrize(("stage", "tied"), [(2, True), (3, False)])
+def test_several_files_with_a_right_index(stage, tied, two_ranks, untrained, tmp_path):
     limit = 30_000
     whole, split = tmp_path / "whole", tmp_path / "split"
-    two_ranks.run(step_and_export, untrained[False], stage, "fp32", whole, None, False)
-    two_ranks.run(step_and_export, untrained[False], stage, "fp32", split, limit, False)
+    two_ranks.run(step_and_export, untrained[tied], stage, "fp32", whole, None, False)
+    two_ranks.run(step_and_export, untrained[tied], stage, "fp32", split, limit, False)
     index = json.loads((split / "model.safetensors.index.json").read_text())
     files = sorted(split.glob("*.safetensors"))
     assert len(files) > 3

@@ -138,6 +138,28 @@ def test_three_objectives_on_odd_sizes(stage, workers, one_rank, two_ranks, plai
     assert all((found[0] == answers[0][0]).all() for found in answers)
 
 
+def interrupted_accumulation(rank, world_size, stage):
+    """Gram matrix of objective 0 on a fresh engine, and again after half of another objective was thrown away."""
+    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, micro_batch=1)
+    rows = [data(0, 0, row) for row in range(rank, 4, world_size)]
+    grams = [engine.gram([engine.take(engine.gradient(cross_entropy_sum, rows, TOKENS)).shard])]
+    batch = data(1, 1, rank)
+    engine.engine.set_gradient_accumulation_boundary(False)
+    output = engine.engine(input_ids=batch.input_ids_BT, attention_mask=None, use_cache=False)
+    engine.engine.backward(cross_entropy_sum(output.logits, batch.labels_BT), scale_wrt_gas=False)
+    engine.shards.reset()
+    grams.append(engine.gram([engine.gradient(cross_entropy_sum, rows, TOKENS).shard]))
+    engine.close()
+    return grams
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_discarded_gradients_leave_no_trace(stage, two_ranks):
+    for fresh, again in two_ranks.run(interrupted_accumulation, stage):
+        assert (fresh == again).all()
+        assert fresh > 0
+
+
 def fresh_bf16(rank, world_size, stage):
     model = Branches().bfloat16()
     before = {name: p.detach().clone().float() for name, p in model.named_parameters()}

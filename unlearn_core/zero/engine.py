@@ -134,6 +134,9 @@ class ZeroEngine:
         gram_KK = gram_KK + gram_KK.triu(1).T
         if self.shards.sharded:
             dist.all_reduce(gram_KK)
+        else:
+            # Equal already, unless the ranks differ in hardware: then weights, and so the replicas, would drift apart.
+            dist.broadcast(gram_KK, src=0)
         return gram_KK.cpu().numpy()
 
     @torch.no_grad()
@@ -157,10 +160,6 @@ class ZeroEngine:
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()
         # Stage 3 keeps d in its buffer; a parameter that the next objective does not use would count it again.
-        self.shards.reset()
-
-    def discard_gradients(self) -> None:
-        """Leave no gradient behind when a step is not taken."""
         self.shards.reset()
 
     def close(self) -> None:

@@ -207,7 +207,7 @@ class Zero12Shards(GradientShards):
         self.wrapper.zero_grad()
         self.wrapper.micro_step_id = -1
         for index in self.wrapper.averaged_gradients:
-            # zero_grad() leaves these lists, and the next backward would add to them
+            # zero_grad() leaves these lists: the next backward would add to a half-done accumulation
             self.wrapper.averaged_gradients[index] = None
             self.wrapper.all_grad_tensors[index] = None
 
