@@ -11,6 +11,7 @@ importer of `ray.data`.
 """
 
 import csv
+import gc
 import hashlib
 import io
 import json
@@ -249,11 +250,17 @@ def _tables(scored: Any) -> Iterator[pa.Table]:
     """Result blocks as they arrive; a user's mistake found in an actor is raised as such."""
     try:
         yield from scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        return
     except RayError as error:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError):
-            raise UserError(str(cause)) from error
-        raise
+        if not isinstance(cause, UserError):
+            raise
+        mistake = str(cause)
+    # Raised out here, without the Ray error as its context: that one's frames hold the failed job's actors, and those
+    # their CPUs, so that a training started next in this process would wait for ever.
+    del cause
+    gc.collect()
+    raise UserError(mistake)
 
 
 def _collect(units: Sequence[_Unit], tables: Iterator[pa.Table], progress: RowProgress) -> None:

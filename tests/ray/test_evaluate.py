@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 from rich.console import Console
 
@@ -269,6 +271,11 @@ def test_a_users_mistake_found_in_an_actor_comes_back_as_one(cluster, points, tm
     with pytest.raises(UserError, match="tokens is over max_length 16"):
         evaluate(points[:1], "synthetic:tiny", "forget10", tmp_path, config, actors=1)
     assert not (tmp_path / "evaluation.json").exists()
+    # The failed job's actors must give their CPUs back, or the next training waits for ever.
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_mistakes_are_found_before_ray_starts(points, tmp_path, monkeypatch):
