@@ -100,8 +100,8 @@ def test_svg_keeps_words_as_text_and_repeats_byte_for_byte(tmp_path):
     for word in (
         "target",
         "retrained",
-        "npo",
-        "ngdiff",
+        "npo",  # not a method of this package: its name
+        "NGDiff",  # one of them: its title
         "better",
         "Model utility",
         "1 \N{MINUS SIGN} extraction strength",
