@@ -8,7 +8,7 @@ Runs the real training loop for 5 AdamW steps at ZeRO 0, 1, 2, 3 x 1, 2 workers 
     parameters     |p - p_ref| / |p_ref| after 5 steps                                          at most 1e-6
     displacement   |p - p_ref| / |p_ref - p_0|, the strict one                                  at most 1e-5
 
-in fp32, at AdamW epsilon 1e-6. With the default 1e-8 the displacement bound is missed (1.42e-5, see docs/LOG.md). bf16 is
+in fp32, at AdamW epsilon 1e-6. With the default 1e-8 the displacement bound is missed (1.42e-5, docs/LOG.md). bf16 is
 reported against the same fp32 reference, without a bound. The reference shares no code with the engine: whole-batch
 losses by log-softmax, gradients by autograd, norms in fp64, torch's AdamW on whole tensors.
 """
