@@ -38,7 +38,6 @@ from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer, t
 from unlearn_core.data.training import training_sets
 from unlearn_core.local import LocalContext
 from unlearn_core.loop import model_folder, run
-from unlearn_core.method import find_method
 from unlearn_core.models import SmallLlama, build_small_llama, load_model
 
 STEPS = 5
@@ -102,7 +101,7 @@ def make_config(model: Path, stage: int, workers: int, accumulation: int, dtype:
 def reference(config: RunConfig) -> tuple[list[Weights], Weights]:
     """Combined gradient of each step and the final parameters, from the equations, in one process and fp32."""
     tokenizer = load_tokenizer(config.model.path)
-    sets = training_sets(config.data, find_method("ngdiff"), tokenizer)
+    sets = training_sets(config.data, ("retain", "forget"), tokenizer)
     pad_id = Formatter(tokenizer, "plain", config.data.max_length).pad_id
     batches = PairedBatches(sets, ROWS, ROWS, 0, 1, config.seed, pad_id)
     model = load_model(config.model.path, "fp32").train()

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.edit_commands import edit_app
 from unlearn_core.errors import DivergedError, MissingPackageError, UserError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+app.add_typer(edit_app)
 out = Console()
 err = Console(stderr=True)
 

@@ -52,6 +52,7 @@ def demo(output: Path, console: Console, workers: int | None = None) -> DemoResu
     for config in configs:
         points += discover_run(output / "runs" / config.name)
     data = configs[0].data
+    assert data.benchmark is not None  # the demo's own recipe
     settings = EvaluationConfig(style=data.format, max_length=data.max_length, max_new_tokens=64)
     evaluate(
         points, data.benchmark, data.forget[0], output / "evaluation", settings,

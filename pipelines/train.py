@@ -28,8 +28,8 @@ from unlearn_core.config import RunConfig, build_config
 from unlearn_core.data.tokenization import load_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.errors import MissingPackageError, UserError
-from unlearn_core.loop import METRICS, Outcome, model_folder, run
-from unlearn_core.method import find_method, method_settings
+from unlearn_core.loop import METRICS, Outcome, check_composition, model_folder, run
+from unlearn_core.method import compose
 from unlearn_core.models import check_model_source
 from unlearn_core.publish import write_json
 
@@ -44,10 +44,13 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: with value, expectation and remedy.
     """
-    method = find_method(config.method.name)
-    method_settings(method, config.method.settings)
+    composition = compose(config.method.name, config.method.settings)
+    check_composition(config, composition)
     check_model_source(config.model.path)
-    training_sets(config.data, method, load_tokenizer(config.model.path))
+    tokenizer = load_tokenizer(config.model.path)
+    for request in range(config.data.requests):
+        data = config.data.request(request)
+        training_sets(data, composition.data_sets, tokenizer, config.seed, config.method.name)
 
 
 def train(config: RunConfig, output: Path, console: Console | None = None) -> Outcome:
@@ -80,7 +83,7 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
     write_json(output / RUN, _record(config, "running"))
     finished = threading.Event()
     follower = threading.Thread(
-        target=follow_steps, args=(output / METRICS, config.steps, config.name, console, finished), daemon=True
+        target=follow_steps, args=(output / METRICS, config.total_steps, config.name, console, finished), daemon=True
     )
     follower.start()
     try:
@@ -198,7 +201,7 @@ def _record(config: RunConfig, status: str) -> dict[str, Any]:
         "run": config.name,
         "method": config.method.name,
         "status": status,
-        "steps": config.steps,
+        "steps": config.total_steps,
         "fingerprint": config.fingerprint(),
         "config": config.model_dump(mode="json"),
     }

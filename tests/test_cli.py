@@ -15,7 +15,7 @@ from pipelines.runs import recipe_summary, recipes, resolve_model
 from unlearn_core.config import BatchConfig, FinetuneConfig, RunConfig, load_config
 from unlearn_core.errors import DivergedError, UserError
 from unlearn_core.loop import Outcome
-from unlearn_core.method import find_method, method_settings
+from unlearn_core.method import compose
 
 COMMANDS = ("finetune", "train", "evaluate", "frontier", "demo", "recipes")
 
@@ -52,8 +52,8 @@ def test_every_recipe_is_valid(name):
     assert summary
     if command == "train":
         config = load_config(RunConfig, path, {"model.path": "some/model"})
-        method_settings(find_method(config.method.name), config.method.settings)
-        assert set(find_method(config.method.name).rows) <= {k for k in ("forget", "retain") if getattr(config.data, k)}
+        sets = set(compose(config.method.name, config.method.settings).sets)
+        assert sets <= {name for name in ("forget", "retain", "generic") if getattr(config.data, name)}
     else:
         values = load_config(FinetuneConfig, path, {} if "build" in path.read_text() else {"model.path": "some/model"})
         assert set(values.reference) - set(values.target) <= {"retain90"}

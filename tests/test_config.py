@@ -30,7 +30,7 @@ def test_an_unknown_key_lists_the_valid_ones_and_the_nearest():
     with pytest.raises(UserError) as error:
         build(stepz=3)
     assert "stepz: unknown key. Did you mean 'steps'?" in str(error.value)
-    assert "batch, checkpoint_every, data, export_every" in str(error.value)
+    assert "batch, checkpoint_every, data, diagnostics, export_every" in str(error.value)
 
 
 def test_an_unknown_nested_key_lists_the_keys_of_its_own_node():

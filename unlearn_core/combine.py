@@ -1,10 +1,7 @@
-"""Gradient combiners: from the Gram matrix of the objectives' gradients to one weight for each gradient.
+"""Arithmetic on Gram matrices that every step needs: the combined gradient's norm, clipping, angles.
 
-A combiner never sees a gradient. It gets `gram_KK`, the fp64 matrix of global dot products <g_i, g_j> over all
-trainable parameters, and returns `weights_K`; the update direction is d = sum_k weights_k g_k and the step is
-theta <- theta - eta d. So every combiner is exact under any sharding: only the Gram matrix crosses ranks.
-
-Gradients are always those of the positive loss. An objective to be *maximised* gets a negative weight.
+`gram_KK` holds the fp64 dot products <g_i, g_j> over all trainable parameters of all ranks. Weights are chosen in
+`unlearn_core/combiners/`; the update direction is d = sum_k weights_k g_k, so |d|^2 = w' G w needs no further pass.
 """
 
 import numpy as np
@@ -14,29 +11,6 @@ Array = NDArray[np.float64]
 
 DEGENERATE_NORM = 1e-12
 """A gradient whose norm is at most this times the largest one has no usable direction: its term is dropped."""
-
-
-def ngdiff(gram_KK: Array) -> Array:
-    """Normalised gradient difference: weights of g_R/|g_R| - g_F/|g_F|.
-
-    The norm is one global L2 norm over all trainable parameters, taken after accumulation and reduction. The direction
-    bisects g_R and -g_F, so <d, g_R> >= 0 >= <d, g_F>, and |d| <= 2. Source: arXiv 2410.22086, its g_NGDiff.
-
-    Args:
-        gram_KK: shape (2, 2), order retain, forget.
-
-    Returns:
-        Shape (2,): (1/|g_R|, -1/|g_F|). A zero gradient gets weight 0: the other term alone remains. Both 0: no step.
-    """
-    norms_K = np.sqrt(np.clip(np.diag(gram_KK), 0.0, None))
-    usable_K = norms_K > DEGENERATE_NORM * norms_K.max(initial=0.0)
-    inverse_K = np.divide(1.0, norms_K, out=np.zeros_like(norms_K), where=usable_K)
-    return inverse_K * np.array([1.0, -1.0])
-
-
-def weighted_sum(weights_K: Array) -> Array:
-    """Constant weights, whatever the gradients: GradDiff, gradient ascent and plain training."""
-    return np.asarray(weights_K, dtype=np.float64)
 
 
 def clip_factor(gram_KK: Array, weights_K: Array, max_norm: float) -> float:

@@ -13,8 +13,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
+from unlearn_core.data.sources import FILE_SUFFIXES, is_data_file
 from unlearn_core.errors import UserError
 from unlearn_core.models import SmallLlama
 
@@ -23,6 +32,17 @@ class Strict(BaseModel):
     """Base of every config node: frozen, unknown keys refused, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters (peft); the exported model has them merged."""
+
+    rank: int = Field(default=16, ge=1)
+    """Inner width r of each adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's product is scaled by alpha / rank."""
+    layers: tuple[str, ...] = ()
+    """Names of the linear layers, such as [q_proj, v_proj]; empty for every linear layer but the head."""
 
 
 class ModelConfig(Strict):
@@ -34,6 +54,12 @@ class ModelConfig(Strict):
     """Dtype of weights and gradients in forward and backward; master weights and optimizer state are always fp32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
+    freeze: tuple[Literal["embeddings", "head", "norms"], ...] = ()
+    """Parts that do not train, beside those the method freezes by itself."""
+    train_only: tuple[str, ...] = ()
+    """Regular expressions; when given, only parameters whose name matches one train. Not with `lora`."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of the weights; null for full-parameter training."""
 
 
 class InitialModelConfig(Strict):
@@ -55,32 +81,124 @@ class InitialModelConfig(Strict):
         return self
 
 
-class DataConfig(Strict):
-    """Which rows are forgotten and which are kept."""
+class GenericConfig(Strict):
+    """Generic text, such as web pages, for methods that hold the model to what it says there."""
 
-    benchmark: str
-    """`synthetic:SIZE`, a folder laid out like TOFU, or a hub name such as locuslab/TOFU."""
+    source: str
+    """Hub name (its split train is streamed), a folder, or a .jsonl, .json, .parquet or .txt file."""
+    subset: str | None = None
+    """Configuration of a hub data set that has several, such as en of allenai/c4; null where it has one."""
+    documents: int = Field(default=20000, ge=1)
+    """How many documents are read at most: the first ones, always the same."""
+    length: int = Field(default=512, ge=2)
+    """Tokens of a chunk; only full chunks are used."""
+    text_key: str = "text"
+    """Key of the text in a row."""
+
+
+class DataConfig(Strict):
+    """Which rows are forgotten and which are kept. An entry that ends in .json, .jsonl or .txt is a file of yours."""
+
+    benchmark: str | None = None
+    """`synthetic:SIZE`; TOFU: a folder of its files, or a hub name such as locuslab/TOFU; MUSE: a folder that holds
+    raw/, train/, scal/ or sust/, or a hub name such as muse-bench/MUSE-News. Null where every entry is a file."""
     forget: tuple[str, ...] = ()
-    """Splits to forget, for example [forget10]. Empty only for plain fine-tuning."""
+    """Splits and files to forget, for example [forget10], [raw/forget] or [mine.jsonl]. Empty only for plain
+    fine-tuning and for `sequential`."""
     retain: tuple[str, ...] = ()
-    """Splits to keep, for example [retain90]. Empty only for methods without a retain objective."""
+    """Splits and files to keep, for example [retain90]. Empty only for methods without a retain objective."""
+    sequential: tuple[str, ...] = ()
+    """Forget splits or files of requests that arrive one after the other, in place of `forget`; empty for one
+    request."""
+    generic: GenericConfig | None = None
+    """Generic text; null for methods that use none."""
+    documents: Literal["chunk", "truncate"] = "chunk"
+    """Rows that are texts without a question: `chunk` trains on all pieces of max_length tokens, `truncate` on the
+    first one alone."""
     format: Literal["chat", "plain"] = "chat"
-    """`chat` uses the tokenizer's chat template; `plain` writes Question: ... Answer: ..."""
+    """`chat` uses the tokenizer's chat template; `plain` writes Question: ... Answer: ... Texts without a question
+    are the same in both."""
     system_prompt: str | None = None
     """System message of the chat format; null for none."""
     max_length: int = Field(default=512, ge=8)
-    """Tokens a row may have. A longer row is an error, never cut in silence."""
+    """Tokens a row may have. A longer question with its answer is an error, never cut in silence; for texts see
+    `documents`."""
+
+    @model_validator(mode="after")
+    def _entries_can_be_found(self) -> "DataConfig":
+        if self.sequential and self.forget:
+            raise ValueError(
+                f"data.sequential {list(self.sequential)} lists the forget sets of the requests, so data.forget must "
+                f"be empty; it is {list(self.forget)}"
+            )
+        splits = [entry for entry in (*self.forget, *self.retain, *self.sequential) if not is_data_file(entry)]
+        if self.benchmark is None and splits:
+            raise ValueError(
+                f"data.benchmark is not set, and {splits[0]!r} is no file ending in {', '.join(FILE_SUFFIXES)}; "
+                "set data.benchmark to what has this split, or give a file"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_additions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A run that uses none of these must keep the fingerprint that it had before they existed.
+        added = ("sequential", "generic", "documents")
+        unused = {name for name in added if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unused}
+
+    @property
+    def requests(self) -> int:
+        """How many forget requests are served, one after the other: 1 unless `sequential` lists them."""
+        return max(1, len(self.sequential))
+
+    def request(self, index: int) -> "DataConfig":
+        """The data of one request alone: its forget set in place of `sequential`.
+
+        Args:
+            index: from 0 to `requests` - 1.
+
+        Raises:
+            IndexError: no such request.
+        """
+        if not 0 <= index < self.requests:
+            raise IndexError(f"request {index} of {self.requests}; expected 0 to {self.requests - 1}")
+        if not self.sequential:
+            return self
+        return self.model_copy(update={"forget": (self.sequential[index],), "sequential": ()})
+
+
+class AutoRateConfig(Strict):
+    """AutoLR (GeN, arXiv 2407.02772): the rate that minimises a parabola of the retain loss along the update."""
+
+    every: int = Field(default=10, ge=1)
+    """Probe every so many steps, from the first; each probe costs two forward passes of the retain batch."""
+    span: float | None = Field(default=None, gt=0)
+    """Distance of the two probes along the update direction, in the rate's unit; null for the current rate."""
+    smoothing: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the old rate in rate <- smoothing x rate + (1 - smoothing) x fitted."""
+    clip: float = Field(default=2.0, ge=1)
+    """The fitted rate is held within [rate / clip, rate x clip]."""
+    first_unsmoothed: bool = False
+    """Take the first accepted fit as it is, neither smoothed nor clipped."""
+    noise_tolerance: float = Field(default=0.1, gt=0)
+    """A probe whose second difference carries more relative rounding noise than this is refused and counted."""
+    halve_after: int = Field(default=0, ge=0)
+    """Halve the rate after so many refusals in a row; 0 for never."""
+    minimum: float = Field(default=0.0, ge=0)
+    """Smallest rate."""
 
 
 class OptimizerConfig(Strict):
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW with decoupled weight decay, or SGD with momentum."""
+    name: Literal["adamw", "sgd", "adamw_8bit"] = "adamw"
+    """AdamW with decoupled weight decay, SGD with momentum, or AdamW with 8-bit state (needs bitsandbytes)."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak rate. Under NGDiff with SGD, the length of a step is this times the norm of d, at most 2."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay after warm-up: none, or to zero, which a step after the last one would have."""
+    schedule: Literal["constant", "linear", "cosine", "auto"] = "constant"
+    """Decay after warm-up: none, to zero (which a step after the last one would have), or `auto`: AutoLR (GeN)."""
+    auto: AutoRateConfig = AutoRateConfig()
+    """Settings of `schedule: auto`; `learning_rate` is then the rate it starts from."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up from zero; 0 for none."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -94,16 +212,17 @@ class OptimizerConfig(Strict):
     gradient_clipping: float = Field(default=0.0, ge=0)
     """Largest L2 norm of the combined gradient; 0 for no clipping."""
 
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of step `step` (from 0) of `steps`."""
+    def rate(self, step: int, steps: int, peak: float | None = None) -> float:
+        """Learning rate of step `step` (from 0) of `steps`; `peak` takes the place of `learning_rate` when given."""
+        peak = self.learning_rate if peak is None else peak
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            return peak * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
         if self.schedule == "linear":
-            return self.learning_rate * (1.0 - progress)
+            return peak * (1.0 - progress)
         if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
-        return self.learning_rate
+            return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return peak
 
 
 class BatchConfig(Strict):
@@ -124,6 +243,14 @@ class ZeroConfig(Strict):
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     overlap_comm: bool = False
     """Overlap gradient reduction with the backward pass (GPU)."""
+    offload_optimizer: bool = False
+    """Keep fp32 master weights and optimizer state in host memory and step there; stages 1, 2 and 3."""
+
+    @model_validator(mode="after")
+    def _offload_needs_shards(self) -> "ZeroConfig":
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3; stage 0 keeps no separate master")
+        return self
 
 
 class WorkersConfig(Strict):
@@ -172,11 +299,14 @@ class RunConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     batch: BatchConfig = BatchConfig()
     steps: int = Field(ge=1)
-    """Optimizer steps."""
+    """Optimizer steps; of each request when `data.sequential` names several."""
     export_every: int = Field(default=0, ge=0)
     """Export a Hugging Face folder every so many steps, each a point of the frontier; 0 for the last step only."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Save what a restart needs every so many steps; 0 for at every export."""
+    diagnostics: bool = False
+    """Keep the gradients of a constant-weights method apart, to log their norms and angle; costs a gradient shard
+    each."""
     zero: ZeroConfig = ZeroConfig()
     workers: WorkersConfig = WorkersConfig()
 
@@ -185,14 +315,29 @@ class RunConfig(Strict):
         check_batch(self.batch, self.workers)
         return self
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunConfig":
+        if self.optimizer.name == "adamw_8bit" and self.optimizer.schedule == "auto":
+            raise ValueError("optimizer.schedule auto works with adamw and sgd, not with adamw_8bit")
+        if self.model.lora and self.model.train_only:
+            raise ValueError(
+                "model.lora trains adapters alone; leave model.train_only empty, or name model.lora.layers"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps over all requests."""
+        return self.steps * self.data.requests
+
     def exports_at(self, step: int) -> bool:
-        """Whether a model is exported after `step` steps (1 to `steps`)."""
-        return step == self.steps or (self.export_every > 0 and step % self.export_every == 0)
+        """Whether a model is exported after `step` steps (1 to `total_steps`); each request's last model is."""
+        return step % self.steps == 0 or (self.export_every > 0 and step % self.export_every == 0)
 
     def checkpoints_at(self, step: int) -> bool:
         """Whether a restart can begin after `step` steps."""
         every = self.checkpoint_every or self.export_every
-        return step == self.steps or (every > 0 and step % every == 0)
+        return step % self.steps == 0 or (every > 0 and step % every == 0)
 
     def fingerprint(self) -> str:
         """Hash of the fields that change numbers: 16 hex digits. Workers and their restarts do not."""

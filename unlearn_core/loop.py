@@ -1,36 +1,40 @@
 """The training loop, the same under Ray Train and in a plain process.
 
-    for each step:  a gradient for each objective -> Gram matrix -> weights -> combined gradient -> optimizer step
-    every so often: export a model, save what a restart needs
+    for each request:  read its rows; the model as it now is becomes the start model
+    for each step:     rows -> one update (unlearn_core/update.py) -> a line in the log
+    every so often:    export a model, save what a restart needs
 
 It reads top to bottom and knows no framework: what differs between a cluster and one process is behind `Context`.
 """
 
 import json
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from unlearn_core.combine import clip_factor, combined_norm, cosine
 from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
-from unlearn_core.data.tokenization import Formatter, load_tokenizer
+from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
 from unlearn_core.data.training import training_sets
-from unlearn_core.method import Method, find_method, method_settings
+from unlearn_core.errors import UserError
+from unlearn_core.method import Composition, ProjectionRule, compose
 from unlearn_core.models import load_model
 from unlearn_core.publish import publish_folder, write_text
 
 if TYPE_CHECKING:
+    import torch
+
+    from unlearn_core.update import StepRows, Update
     from unlearn_core.zero.engine import ZeroEngine
 
 METRICS = "metrics.jsonl"
 """A line for each step, written by rank 0."""
+REFERENCES = "references"
+"""Folder of what is measured once on the start model, a file a request: log-probabilities, bases of a projection."""
 
 
 class Context(Protocol):
@@ -67,52 +71,33 @@ def run(config: RunConfig, context: Context) -> Outcome:
     Writes OUTPUT/metrics.jsonl and OUTPUT/models/step-NNNNN/. The result does not depend on the number of ranks beyond
     rounding. A non-finite loss, gradient or weight ends the run on all ranks together, before the optimizer step.
     """
-    from unlearn_core.zero.checkpoint import load_checkpoint, save_checkpoint  # deepspeed: only where training runs
+    from unlearn_core.update import NonFiniteError, Update  # deepspeed: only where training runs
+    from unlearn_core.zero.checkpoint import load_checkpoint, save_checkpoint
     from unlearn_core.zero.engine import ZeroEngine
 
-    method = find_method(config.method.name)
-    settings = method_settings(method, config.method.settings)
+    composition = compose(config.method.name, config.method.settings)
+    check_composition(config, composition)
     tokenizer = load_tokenizer(config.model.path)
-    batches = _batches(config, method, tokenizer, context)
-    model = load_model(config.model.path, config.model.dtype, config.model.attention)
-    engine = ZeroEngine(model, config.zero, config.optimizer, config.model.dtype == "bf16", config.batch.micro)
+    requests = _Requests(config, composition, tokenizer, context)
+    engine = ZeroEngine(
+        _model(config, composition), config.zero, config.optimizer, config.model.dtype == "bf16", config.batch.micro
+    )
+    update = Update(engine, composition, config)
     first = 0
     with context.restore() as folder:
         if folder is not None:
-            first = load_checkpoint(engine, folder, config.fingerprint())
+            first = load_checkpoint(engine, update, folder, config.fingerprint())
     log = _StepLog(context, first)
 
-    for step in range(first, config.steps):
-        started = time.perf_counter()
-        gradients = []
-        for objective in method.objectives:
-            if gradients:
-                gradients[-1] = engine.take(gradients[-1])
-            micro_batches = batches.micro_batches(step, objective.rows)
-            label_tokens = batches.label_tokens(step, objective.rows)
-            gradients.append(engine.gradient(objective.loss, micro_batches, label_tokens))
-        losses = [gradient.loss for gradient in gradients]
-        shards = [gradient.shard for gradient in gradients]
-        gram_KK = engine.gram(shards)
-        if not (np.isfinite(gram_KK).all() and np.isfinite(losses).all()):
-            return _diverged(engine, step, f"non-finite loss or gradient at step {step + 1}: losses {losses}")
-
-        weights_K = method.combine(gram_KK, settings)
-        weights_K = weights_K * clip_factor(gram_KK, weights_K, config.optimizer.gradient_clipping)
-        engine.combine(shards, weights_K)
-        rate = config.optimizer.rate(step, config.steps)
-        engine.step(rate)
-
+    for step in range(first, config.total_steps):
+        request, request_step = divmod(step, config.steps)
+        if request_step == 0 or step == first:
+            requests.begin(request, engine, update, fresh=request_step == 0)
+        try:
+            metrics = update.step(requests.rows(step, request_step), step, request_step)
+        except NonFiniteError as error:
+            return _diverged(engine, step, f"non-finite loss or gradient at step {step + 1}: {error}")
         done = step + 1
-        metrics = {
-            "step": done,
-            **{f"loss_{name}": loss for name, loss in zip(method.rows, losses, strict=True)},
-            **{f"norm_{name}": math.sqrt(gram_KK[k, k]) for k, name in enumerate(method.rows)},
-            **({"cosine": cosine(gram_KK, 0, 1)} if len(losses) == 2 else {}),
-            "update_norm": combined_norm(gram_KK, weights_K),
-            "learning_rate": rate,
-            "seconds": time.perf_counter() - started,
-        }
         log.add(metrics)
         exports, checkpoints = config.exports_at(done), config.checkpoints_at(done)
         if (exports or checkpoints) and not engine.weights_are_finite():
@@ -121,10 +106,31 @@ def run(config: RunConfig, context: Context) -> Outcome:
             _export(config, context, engine, tokenizer, done)
         if checkpoints:
             context.checkpoint(
-                metrics, lambda folder, done=done: save_checkpoint(engine, folder, done, config.fingerprint())
+                metrics, lambda folder, done=done: save_checkpoint(engine, update, folder, done, config.fingerprint())
             )
     engine.close()
-    return Outcome("finished", config.steps)
+    return Outcome("finished", config.total_steps)
+
+
+def check_composition(config: RunConfig, composition: Composition) -> None:
+    """Find what does not fit together in a config before any worker starts.
+
+    Raises:
+        UserError: AutoLR without a retain loss, a projection under an optimizer that would leave it.
+    """
+    name, optimizer = config.method.name, config.optimizer
+    if optimizer.schedule == "auto" and composition.retain_objective is None:
+        raise UserError(
+            f"optimizer.schedule auto probes the retain loss, and {name} has none. "
+            "Use constant, linear or cosine, or a method with a retain loss."
+        )
+    if composition.projection and (optimizer.name != "sgd" or optimizer.weight_decay):
+        raise UserError(
+            f"{name} projects gradients, and only plain SGD's step stays in the projection: set optimizer.name=sgd "
+            f"and optimizer.weight_decay=0 (now {optimizer.name}, {optimizer.weight_decay:g})."
+        )
+    if composition.projection and config.model.lora:
+        raise UserError(f"{name} projects the weights' own gradients: leave model.lora empty.")
 
 
 def model_folder(output: Path, step: int) -> Path:
@@ -132,17 +138,77 @@ def model_folder(output: Path, step: int) -> Path:
     return output / "models" / f"step-{step:05d}"
 
 
-def _batches(config: RunConfig, method: Method, tokenizer: Any, context: Context) -> PairedBatches:
-    pad_id = Formatter(tokenizer, config.data.format, config.data.max_length, config.data.system_prompt).pad_id
-    return PairedBatches(
-        training_sets(config.data, method, tokenizer),
-        global_batch=config.batch.rows,
-        micro_batch=config.batch.micro,
-        rank=context.rank,
-        world_size=context.world_size,
-        seed=config.seed,
-        pad_id=pad_id,
-    )
+def _model(config: RunConfig, composition: Composition) -> "torch.nn.Module":
+    """The start model with what does not train frozen, or with adapters."""
+    from unlearn_core.trainable import add_adapters, set_trainable, without_dropout
+
+    model = load_model(config.model.path, config.model.dtype, config.model.attention)
+    without_dropout(model)
+    if config.model.lora is not None:
+        return add_adapters(model, config.model.lora, config.seed)
+    only = (*config.model.train_only, *composition.train_only)
+    set_trainable(model, (*config.model.freeze, *composition.freeze), only)
+    return model
+
+
+class _Requests:
+    """The rows of each forget request; without `data.sequential` there is one."""
+
+    def __init__(
+        self, config: RunConfig, composition: Composition, tokenizer: PreTrainedTokenizerBase, context: Context
+    ):
+        self.config, self.composition, self.context = config, composition, context
+        self.formatter = Formatter(tokenizer, config.data.format, config.data.max_length, config.data.system_prompt)
+        data = [config.data.request(request) for request in range(config.data.requests)]
+        names, method = composition.data_sets, config.method.name
+        # All at once: a mistake in the last request's file is found before the first one's training.
+        self.all_sets = [training_sets(one, names, tokenizer, config.seed, method) for one in data]
+        self.sets: Mapping[str, Sequence[Example]] = self.all_sets[0]
+        self.projection: Any = None
+
+    def begin(self, request: int, engine: "ZeroEngine", update: "Update", fresh: bool) -> None:
+        """Turn to the request's rows; when it is `fresh`, the model as it is now becomes the one to compare with."""
+        from unlearn_core.references import references_for
+
+        config, pad_id = self.config, self.formatter.pad_id
+        self.sets = self.all_sets[request]
+        self.batches = PairedBatches(
+            self.sets,
+            global_batch=config.batch.rows,
+            micro_batch=config.batch.micro,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            seed=config.seed,
+            pad_id=pad_id,
+        )
+        path = self.context.output / REFERENCES / f"request-{request}.json"
+        needed = {name: self.sets[name] for name in self.composition.reference_sets}
+        references = references_for(engine, needed, config.batch.micro, pad_id, path, fresh)
+        update.begin_request(references, fresh)
+        if self.composition.projection:
+            self._protect(engine, self.composition.projection, request, fresh)
+
+    def _protect(self, engine: "ZeroEngine", rule: ProjectionRule, request: int, fresh: bool) -> None:
+        """Project gradients away from the present model's activations on retain rows."""
+        from unlearn_core.gradient_projection import projection_for
+
+        if self.projection is not None:
+            self.projection.remove()
+        path = self.context.output / REFERENCES / f"projection-{request}.safetensors"
+        micro, pad_id = self.config.batch.micro, self.formatter.pad_id
+        self.projection = projection_for(engine, rule, self.sets["retain"], micro, pad_id, path, fresh)
+
+    def rows(self, step: int, request_step: int) -> "StepRows":
+        """This rank's micro-batches of a step. Forget rows start anew with each request, the others go on."""
+        from unlearn_core.update import StepRows
+
+        at = {name: step if name in ("retain", "generic") else request_step for name in self.composition.sets}
+        counted = {(objective.rows, objective.skip_first) for objective in self.composition.objectives}
+        return StepRows(
+            micro_batches={name: self.batches.micro_batches(at[name], name) for name in self.composition.sets},
+            label_tokens={(name, skip): self.batches.label_tokens(at[name], name, skip) for name, skip in counted},
+            rows=self.config.batch.rows,
+        )
 
 
 def _export(config: RunConfig, context: Context, engine: "ZeroEngine", tokenizer: Any, step: int) -> None:

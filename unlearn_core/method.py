@@ -1,7 +1,8 @@
-"""What a named method is: a composition of objectives and a combiner, with the paper's settings and where we differ.
+"""What a named method is: a composition of parts, with the paper's settings and where we differ.
 
-    method = forget objective + retain objective + gradient combiner
+    method = objectives + gradient combiner + teacher (or none) + which parameters train
 
+The step-size rule is the optimizer's (`optimizer.schedule`, `auto` for AutoLR), so that every method can have each.
 The names in the papers are presets; each is one file in `unlearn_core/methods/`, and that folder is the registry.
 """
 
@@ -10,16 +11,13 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from unlearn_core.combiners.combiner import Combiner
 from unlearn_core.errors import UserError
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from unlearn_core.objective import Objective
 
 
 class Settings(BaseModel):
@@ -29,12 +27,75 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True)
-class Objective:
-    """One loss on one set of rows. Its gradient is that of the positive loss; the combiner gives the sign."""
+class TeacherRule:
+    """A second set of weights v beside the student's w, kept as this rank's shards."""
 
-    rows: Literal["forget", "retain"]
-    loss: Loss
-    """(logits_BTV, labels_BT) -> scalar sum over label tokens."""
+    rate: float = 0.0
+    """delta of v <- v + delta (w - v) after each step, in [0, 1]; 0 for a frozen copy of the start model."""
+    damping: float = 0.0
+    """mu of the damping gradient mu (w - v), from 0."""
+
+
+@dataclass(frozen=True)
+class ProjectionRule:
+    """Gradients of chosen weights are projected away from the retain rows' activations (PGU)."""
+
+    layers: tuple[str, ...]
+    """Regular expressions of the weights' names."""
+    retained: float
+    """Share of the summed singular values that the protected directions hold, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The parts of a method, its settings filled in; made anew for each run."""
+
+    objectives: tuple[Objective, ...]
+    """In the order of the Gram matrix: retain first."""
+    combiner: Combiner
+    teacher: TeacherRule | None = None
+    """Needed by objectives of kind `teacher`, and by hidden ones that steer to the teacher."""
+    freeze: tuple[str, ...] = ()
+    """Parts that do not train: any of embeddings, head, norms."""
+    train_only: tuple[str, ...] = ()
+    """Regular expressions; when given, only parameters whose name matches one of them train."""
+    projection: ProjectionRule | None = None
+
+    def __post_init__(self) -> None:
+        names = [objective.name for objective in self.objectives]
+        assert len(set(names)) == len(names), f"objectives share a name: {names}"
+        assert self.teacher or not any(objective.needs_teacher for objective in self.objectives), "no teacher"
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Row sets it trains on, each once."""
+        return tuple(dict.fromkeys(name for objective in self.objectives for name in objective.sets))
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """Row sets it reads: those it trains on, and the retain rows that a projection protects."""
+        return tuple(dict.fromkeys((*self.sets, *(("retain",) if self.projection else ()))))
+
+    @property
+    def reference_sets(self) -> tuple[str, ...]:
+        """Row sets whose start-model log-probabilities are cached."""
+        return tuple(dict.fromkeys(name for objective in self.objectives for name in objective.reference_sets))
+
+    @property
+    def retain_objective(self) -> int | None:
+        """Number of the first objective on retain rows, whose loss AutoLR probes; None without one."""
+        return next((k for k, objective in enumerate(self.objectives) if objective.rows == "retain"), None)
+
+    @property
+    def extra_gradient_shards(self) -> int:
+        """Gradient shards kept beyond the live one: stored objectives and tracking buffers."""
+        stored = len(self.objectives) - 1 if self.combiner.needs_gradients else 0
+        return stored + len(self.combiner.tracked)
+
+    @property
+    def extra_weight_shards(self) -> int:
+        """Shards of weights beside the student's: fp32 for a moving teacher, the model's dtype for a frozen one."""
+        return 1 if self.teacher else 0
 
 
 @dataclass(frozen=True)
@@ -47,20 +108,17 @@ class Method:
     """As in tables and pictures."""
     paper: str
     """Where it comes from."""
-    objectives: tuple[Objective, ...]
-    """In the order of the Gram matrix."""
-    combine: Callable[[NDArray[np.float64], Any], NDArray[np.float64]]
-    """(gram_KK, settings) -> weights_K of d = sum_k weights_k g_k."""
+    equation: str
+    """The update or loss in one line, as in tables."""
+    compose: Callable[[Any], Composition]
+    """settings -> parts."""
     settings: type[Settings] = Settings
     deviations: tuple[str, ...] = ()
-    """Where it differs from the paper, in sentences."""
+    """Where it differs from the paper or the leading implementation, in sentences."""
     search_space: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted config key -> range, as plain data; learning rates are searched with every method."""
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        """Names of the row sets it needs, in Gram order."""
-        return tuple(objective.rows for objective in self.objectives)
+    """Dotted config key -> range, as plain data."""
+    paper_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted config key -> what the paper or its code uses outside the method's own settings (optimizer, rate)."""
 
 
 def methods() -> dict[str, Method]:
@@ -93,3 +151,9 @@ def method_settings(method: Method, values: Mapping[str, Any]) -> Settings:
         valid = ", ".join(method.settings.model_fields) or "none"
         details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise UserError(f"method.settings of {method.name}: {details}. Valid keys: {valid}.") from error
+
+
+def compose(name: str, values: Mapping[str, Any]) -> Composition:
+    """The parts of a named method with these settings; `UserError` for an unknown name or setting."""
+    method = find_method(name)
+    return method.compose(method_settings(method, values))

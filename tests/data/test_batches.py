@@ -97,6 +97,52 @@ def test_label_tokens_by_hand():
     assert paired(sets=sets, global_batch=8, micro_batch=4).label_tokens(0, "forget") == 14
 
 
+def test_label_tokens_without_the_first_of_every_row():
+    sets = {"forget": examples("forget", 4)}  # labels 1, 2, 3, 1
+    batches = paired(sets=sets, global_batch=4, micro_batch=1)
+    assert [batches.label_tokens(0, "forget", skip_first=n) for n in (0, 1, 2, 3)] == [7, 3, 1, 0]
+    with pytest.raises(ValueError, match="skip_first -1 must not be negative"):
+        batches.label_tokens(0, "forget", skip_first=-1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_rows_are_counted_over_all_ranks(world_size):
+    batches = [paired(rank, world_size).micro_batches(1, "retain") for rank in range(world_size)]
+    assert paired(0, world_size).rows(1, "retain") == sum(len(b.item_ids) for rank in batches for b in rank) == 8
+
+
+def test_batches_name_their_rows_in_order():
+    batches = paired().micro_batches(2, "retain")
+    assert [item for batch in batches for item in batch.item_ids] == paired().item_ids(2, "retain")
+    assert [batch.to("cpu").item_ids for batch in batches] == [batch.item_ids for batch in batches]
+
+
+def with_answers(name, ids):
+    return [Example(item_id, (3, 4, len(name)), 2) for item_id in ids]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_refusals_and_alternates_follow_the_forget_rows(world_size):
+    ids = [example.item_id for example in SETS["forget"]]
+    sets = SETS | {name: with_answers(name, ids) for name in ("refusal", "alternate")}
+    for step in range(4):
+        for rank in range(world_size):
+            batches = paired(rank, world_size, sets=sets)
+            drawn = [b.item_ids for b in batches.micro_batches(step, "forget")]
+            assert drawn == [b.item_ids for b in batches.micro_batches(step, "refusal")]
+            assert drawn == [b.item_ids for b in batches.micro_batches(step, "alternate")]
+            assert drawn == [b.item_ids for b in paired(rank, world_size).micro_batches(step, "forget")]
+    alone = paired(sets={"refusal": sets["refusal"]})
+    assert alone.item_ids(3, "refusal") == paired().item_ids(3, "forget")
+
+
+def test_refusals_of_other_rows_than_the_forget_rows_are_refused():
+    ids = [example.item_id for example in SETS["forget"]]
+    for wrong in (ids[:-1], ids[::-1]):
+        with pytest.raises(ValueError, match="'refusal' must hold the rows of 'forget', in the same order"):
+            paired(sets=SETS | {"refusal": with_answers("refusal", wrong)})
+
+
 def test_steps_follow_the_stream_across_passes():
     ids = [item for step in range(5) for item in paired().item_ids(step, "forget")]
     assert len(ids) == 40

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -43,6 +45,11 @@ def test_collate_by_hand_right_and_left():
     assert left.labels_BT.tolist() == [[IGNORE, IGNORE, IGNORE, IGNORE, 7], [IGNORE, 9, 3, 4, 0]]
     for tensor in (batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT):
         assert tensor.dtype == torch.long
+
+
+def test_collate_keeps_the_ids_and_to_does():
+    batch = collate([Example("a", (5, 6, 7), 2), Example("b", (8, 9), 1)], pad_id=0)
+    assert batch.item_ids == batch.to("cpu").item_ids == ("a", "b")
 
 
 def test_collate_needs_an_example():
@@ -220,6 +227,125 @@ def test_decode_leaves_the_text_alone(tokenizer):
     formatter = Formatter(tokenizer, "plain", 64)
     text = "He isn 't , I 'm ."
     assert formatter.decode([*tokenizer(f" {text} ")["input_ids"], *formatter.end_ids, formatter.pad_id]) == text
+
+
+# Chats of several turns.
+
+
+TURNS = [("user", "Who wrote Hamlet?"), ("assistant", " William Shakespeare. "), ("user", QUESTION)]
+
+
+def test_only_the_last_message_of_a_chat_is_labelled(tokenizer):
+    example = Formatter(tokenizer, "chat", 128).conversation("x", TURNS, f" {ANSWER}")
+    assert tokenizer.decode(list(example.input_ids)) == (
+        "<|begin|><|user|>Who wrote Hamlet?<|turn_end|><|assistant|>William Shakespeare.<|turn_end|>"
+        f"<|user|>{QUESTION}<|turn_end|><|assistant|>{ANSWER}<|turn_end|>"
+    )
+    assert labels_text(tokenizer, example) == f"{ANSWER}<|turn_end|>"
+
+
+def test_a_chat_of_one_turn_is_a_question(tokenizer):
+    formatter = Formatter(tokenizer, "chat", 128, "Be brief.")
+    assert formatter.conversation("x", [("user", QUESTION)], ANSWER) == formatter.example("x", QUESTION, ANSWER)
+
+
+def test_the_rows_own_system_message_comes_before_the_configured_one(tokenizer):
+    formatter = Formatter(tokenizer, "chat", 128, "Be brief.")
+    own = formatter.conversation("x", [("system", "Be kind."), ("user", "Who?")], "Ada.")
+    assert tokenizer.decode(list(own.input_ids)).startswith("<|begin|><|system|>Be kind.<|turn_end|><|user|>Who?")
+    configured = formatter.conversation("x", [("user", "Who?")], "Ada.")
+    assert tokenizer.decode(list(configured.input_ids)).startswith("<|begin|><|system|>Be brief.<|turn_end|><|user|>")
+
+
+def test_chats_that_cannot_be_formatted(tokenizer):
+    with pytest.raises(UserError, match=r"mine/00002: a row of messages needs .* set data\.format to chat"):
+        Formatter(tokenizer, "plain", 64).conversation("mine/00002", TURNS, ANSWER)
+    with pytest.raises(UserError, match=r"mine/00002: .* is over max_length 16"):
+        Formatter(tokenizer, "chat", 16).conversation("mine/00002", TURNS, ANSWER)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    with pytest.raises(UserError, match=r"mine/00002: the chat template refuses .*'system', 'user'.*no system role"):
+        Formatter(tokenizer, "chat", 64).conversation("mine/00002", [("system", "a"), ("user", "b")], "c")
+
+
+# Documents.
+
+
+@pytest.fixture(scope="module")
+def bytewise():
+    """A tokenizer of bytes: lengths can be counted by hand."""
+    return train_tokenizer(["a"], 263)
+
+
+@pytest.fixture(scope="module")
+def beginning():
+    """The same, adding a beginning-of-text token (id 1) by itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = train_tokenizer(["a"], 263)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 1)]
+    )
+    return tokenizer
+
+
+def shown(tokenizer, examples):
+    assert {example.prompt_length for example in examples} == {1}
+    return {example.item_id: tokenizer.decode(list(example.input_ids)) for example in examples}
+
+
+@pytest.mark.parametrize("style", ["plain", "chat"])
+def test_chunks_of_a_document_by_hand(bytewise, beginning, style):
+    formatter = Formatter(bytewise, style, 64)
+    formatter.max_length = 4
+    assert shown(bytewise, formatter.document("t/00000", "abcdefghij", "chunk")) == {
+        "t/00000#0": "abcd",
+        "t/00000#1": "efgh",
+        "t/00000#2": "ij",
+    }
+    assert list(shown(bytewise, formatter.document("t", "abcdefghi", "chunk"))) == ["t#0", "t#1"]  # "i" has no label
+    assert shown(bytewise, formatter.document("t", " a\n", "chunk")) == {"t#0": " a\n"}
+
+    formatter = Formatter(beginning, style, 64)
+    formatter.max_length = 4
+    assert shown(beginning, formatter.document("t", "abcdefg", "chunk")) == {
+        "t#0": "<|begin|>abc",
+        "t#1": "<|begin|>def",
+        "t#2": "<|begin|>g",  # here the one token has the beginning before it
+    }
+
+
+def test_a_document_cut_off(bytewise, beginning):
+    for tokenizer, text in ((bytewise, "abcdefgh"), (beginning, "<|begin|>abcdefg")):
+        assert shown(tokenizer, Formatter(tokenizer, "plain", 8).document("t", "abcdefghijk", "truncate")) == {
+            "t": text
+        }
+    assert shown(bytewise, Formatter(bytewise, "plain", 8).document("t", "ab", "truncate")) == {"t": "ab"}
+
+
+def test_a_text_longer_than_the_models_context_is_cut_without_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = train_tokenizer(["a"], 263)
+    tokenizer.model_max_length = 4
+    assert len(Formatter(tokenizer, "plain", 8).document("t", "a" * 80, "chunk")) == 10
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("mode", ["chunk", "truncate"])
+def test_a_document_of_one_token(bytewise, beginning, mode):
+    with pytest.raises(UserError, match="t/00003: a text of one token cannot be trained on"):
+        Formatter(bytewise, "plain", 8).document("t/00003", "a", mode)
+    (example,) = Formatter(beginning, "plain", 8).document("t/00003", "a", mode)
+    assert example.label_count == 1
+
+
+def test_labels_of_a_document_are_all_tokens_but_the_first(bytewise):
+    (example,) = Formatter(bytewise, "plain", 8).document("t", "abc", "truncate")
+    a, b, c = bytewise("abc")["input_ids"]
+    assert collate([example], 0).labels_BT.tolist() == [[IGNORE, b, c]]
+    assert example.input_ids == (a, b, c)
 
 
 # Training, saving, loading.

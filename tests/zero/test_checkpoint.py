@@ -10,7 +10,9 @@ from training_runs import assert_bit_equal, exported, small_run, step_lines, tra
 from unlearn_core.errors import UserError
 from unlearn_core.local import LocalContext
 from unlearn_core.loop import run
+from unlearn_core.method import compose
 from unlearn_core.models import load_model
+from unlearn_core.update import Update
 from unlearn_core.zero.checkpoint import load_checkpoint
 from unlearn_core.zero.engine import ZeroEngine
 
@@ -99,7 +101,7 @@ def load_error(rank, world_size, config, folder, fingerprint):
     model = load_model(config.model.path, config.model.dtype)
     engine = ZeroEngine(model, config.zero, config.optimizer, bf16=False, micro_batch=1)
     try:
-        load_checkpoint(engine, folder, fingerprint)
+        load_checkpoint(engine, Update(engine, compose("ngdiff", {}), config), folder, fingerprint)
     except UserError as error:
         return str(error)
     finally:

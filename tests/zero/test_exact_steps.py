@@ -9,7 +9,6 @@ from benchmarks.exactness import BOUNDS, STEPS, distance, norm
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Formatter, load_tokenizer
 from unlearn_core.data.training import training_sets
-from unlearn_core.method import find_method
 from unlearn_core.models import load_model
 
 STAGES = (0, 1, 2, 3)
@@ -87,7 +86,7 @@ def test_losses_are_means_over_all_label_tokens_whatever_the_ranks(ranks_of, tau
             assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-7), key
     config = small_run(taught, 1)
     tokenizer = load_tokenizer(str(taught))
-    sets = training_sets(config.data, find_method("ngdiff"), tokenizer)
+    sets = training_sets(config.data, ("retain", "forget"), tokenizer)
     batches = PairedBatches(sets, 8, 8, 0, 1, config.seed, Formatter(tokenizer, "plain", 512).pad_id)
     model = load_model(str(taught), "fp32")
     for name in ("retain", "forget"):

@@ -17,6 +17,7 @@ from unlearn_core.objectives.likelihood import cross_entropy_sum
 from unlearn_core.publish import is_complete
 from unlearn_core.zero import export
 from unlearn_core.zero.engine import ZeroEngine
+from unlearn_core.zero.passes import Pass
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,8 +45,9 @@ def step_and_export(rank, world_size, model_path, stage, dtype, folder, max_byte
         model.model.register_buffer("scale", torch.tensor([2.5, 3.5]))
     engine = ZeroEngine(model, ZeroConfig(stage=stage), OptimizerConfig(learning_rate=1e-2), dtype == "bf16", 1)
     batch = collate([Example("a", tuple(range(5, 25)), 4)], 0)
-    gradient = engine.gradient(cross_entropy_sum, [batch], 16 * world_size)
-    engine.combine([gradient.shard], [1.0])
+    engine.gradient(
+        Pass(lambda output, here, _: cross_entropy_sum(output.logits, here.labels_BT), [batch], 16 * world_size)
+    )
     engine.step(1e-2)
     if stage == 0:
         named = {name: p.detach().clone() for name, p in engine.module.named_parameters()}

@@ -12,8 +12,11 @@ from unlearn_core.config import OptimizerConfig, ZeroConfig
 from unlearn_core.data.tokenization import Batch
 from unlearn_core.objectives.likelihood import cross_entropy_sum
 from unlearn_core.zero.engine import ZeroEngine, _deepspeed_config
+from unlearn_core.zero.passes import Pass
 
 STAGES = (0, 1, 2, 3)
+LAYOUTS = [ZeroConfig(stage=stage) for stage in STAGES]
+LAYOUTS += [ZeroConfig(stage=stage, offload_optimizer=True) for stage in (1, 2, 3)]
 WEIGHTS = np.array([0.5, -2.0, 3.0])
 STEPS = 3
 
@@ -70,23 +73,70 @@ def whole(engine):
     return {name: safe_get_full_fp32_param(p).clone() for name, p in engine.module.named_parameters()}
 
 
-def three_objectives(rank, world_size, stage):
+def layout_name(value):
+    return f"{value.stage}{'-offload' * value.offload_optimizer}" if isinstance(value, ZeroConfig) else str(value)
+
+
+def cross_entropy(output, batch, index):
+    return cross_entropy_sum(output.logits, batch.labels_BT)
+
+
+def rows_of(step, objective, rank, world_size, weight=1.0):
+    rows = [data(step, objective, row) for row in range(rank, 4, world_size)]
+    return Pass(cross_entropy, rows, TOKENS, weight)
+
+
+def summed_objectives(rank, world_size, zero):
+    """Three steps, the same weighted sum by one backward; losses and final weights."""
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    losses = []
+    for step in range(STEPS):
+        passes = [rows_of(step, k, rank, world_size, float(WEIGHTS[k])) for k in range(3)]
+        forwarded = engine.losses(*passes)
+        found, _ = engine.gradient(*passes)
+        assert forwarded == pytest.approx(found, rel=1e-6)
+        losses.append(found)
+        engine.step(0.1)
+    weights = whole(engine)
+    engine.close()
+    return np.array(losses), weights
+
+
+def swapping(rank, world_size, zero):
+    """Losses at the start weights, seen through a swap after two steps; and whether the swap left any trace."""
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    start = [master.detach().clone() for master in engine.shards.master()]
+    item = rows_of(0, 0, rank, world_size)
+    first = engine.losses(item)
+    for step in range(2):
+        engine.gradient(rows_of(step, 0, rank, world_size))
+        engine.step(0.1)
+    before, moved = whole(engine), engine.losses(item)
+    with engine.swapped(start):
+        seen = engine.losses(item)
+    after, again = whole(engine), engine.losses(item)
+    engine.close()
+    equal = all(torch.equal(before[name], after[name]) for name in before)
+    return first, moved, seen, again, equal
+
+
+def three_objectives(rank, world_size, zero):
     """Three steps of three objectives: Gram matrices, losses, combined gradients and the final weights."""
     from deepspeed.utils import safe_get_full_grad
 
-    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, micro_batch=1)
+    stage = zero.stage
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
     grams, losses, gradient = [], [], {}
     for step in range(STEPS):
         gradients = []
         for objective in range(3):
             if gradients:
-                gradients[-1] = engine.take(gradients[-1])
-            rows = [data(step, objective, row) for row in range(rank, 4, world_size)]
-            gradients.append(engine.gradient(cross_entropy_sum, rows, TOKENS))
-        shards = [item.shard for item in gradients]
-        losses.append([item.loss for item in gradients])
+                gradients[-1] = (gradients[-1][0], engine.take())
+            gradients.append(engine.gradient(rows_of(step, objective, rank, world_size)))
+        shards = [shard for _, shard in gradients]
+        losses.append([loss for (loss,), _ in gradients])
         grams.append(engine.gram(shards))
-        engine.combine(shards, WEIGHTS)
+        engine.combine(shards[-1], WEIGHTS[-1], list(zip(shards[:-1], WEIGHTS[:-1], strict=True)))
         for name, parameter in engine.module.named_parameters():
             found = parameter.grad if stage == 0 else safe_get_full_grad(parameter)
             gradient[f"{step}/{name}"] = found.detach().clone()
@@ -122,10 +172,10 @@ def plain():
     return np.array(grams), np.array(losses), combined, {name: p.detach() for name, p in named.items()}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("zero", LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_three_objectives_on_odd_sizes(stage, workers, one_rank, two_ranks, plain):
-    answers = (one_rank if workers == 1 else two_ranks).run(three_objectives, stage)
+def test_three_objectives_on_odd_sizes(zero, workers, one_rank, two_ranks, plain):
+    answers = (one_rank if workers == 1 else two_ranks).run(three_objectives, zero)
     grams, losses, gradient, weights = plain
     for found in answers:
         assert found[0] == pytest.approx(grams, rel=1e-5, abs=1e-8)
@@ -138,24 +188,41 @@ def test_three_objectives_on_odd_sizes(stage, workers, one_rank, two_ranks, plai
     assert all((found[0] == answers[0][0]).all() for found in answers)
 
 
-def interrupted_accumulation(rank, world_size, stage):
+@pytest.mark.parametrize("zero", LAYOUTS, ids=layout_name)
+def test_a_summed_backward_takes_the_same_steps(zero, two_ranks, plain):
+    _, losses, _, weights = plain
+    for found, final in two_ranks.run(summed_objectives, zero):
+        assert found == pytest.approx(losses, rel=1e-6)
+        for name, expected in weights.items():
+            torch.testing.assert_close(final[name], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("zero", LAYOUTS, ids=layout_name)
+def test_swapped_weights_are_seen_and_leave_no_trace(zero, two_ranks):
+    for first, moved, seen, again, equal in two_ranks.run(swapping, zero):
+        assert seen == first
+        assert again == moved != first
+        assert equal
+
+
+def interrupted_accumulation(rank, world_size, zero):
     """Gram matrix of objective 0 on a fresh engine, and again after half of another objective was thrown away."""
-    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, micro_batch=1)
-    rows = [data(0, 0, row) for row in range(rank, 4, world_size)]
-    grams = [engine.gram([engine.take(engine.gradient(cross_entropy_sum, rows, TOKENS)).shard])]
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    engine.gradient(rows_of(0, 0, rank, world_size))
+    grams = [engine.gram([engine.take()])]
     batch = data(1, 1, rank)
     engine.engine.set_gradient_accumulation_boundary(False)
     output = engine.engine(input_ids=batch.input_ids_BT, attention_mask=None, use_cache=False)
     engine.engine.backward(cross_entropy_sum(output.logits, batch.labels_BT), scale_wrt_gas=False)
     engine.shards.reset()
-    grams.append(engine.gram([engine.gradient(cross_entropy_sum, rows, TOKENS).shard]))
+    grams.append(engine.gram([engine.gradient(rows_of(0, 0, rank, world_size))[1]]))
     engine.close()
     return grams
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_discarded_gradients_leave_no_trace(stage, two_ranks):
-    for fresh, again in two_ranks.run(interrupted_accumulation, stage):
+@pytest.mark.parametrize("zero", LAYOUTS, ids=layout_name)
+def test_discarded_gradients_leave_no_trace(zero, two_ranks):
+    for fresh, again in two_ranks.run(interrupted_accumulation, zero):
         assert (fresh == again).all()
         assert fresh > 0
 

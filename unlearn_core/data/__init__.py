@@ -1,1 +1,1 @@
-"""From question-answer rows to padded batches: benchmarks, formatting, and the order in which rows are trained on."""
+"""From rows and texts to padded batches: benchmarks, own files, formatting, and the order of training."""

@@ -8,6 +8,9 @@ import numpy as np
 from unlearn_core.data.tokenization import Batch, Example, collate
 from unlearn_core.errors import UserError
 
+_SAME_ROWS = {"refusal": "forget", "alternate": "forget"}
+"""Sets that hold another set's rows with other answers, and so follow its stream."""
+
 
 class RowStream:
     """Endless row order: pass after pass over all rows, each pass a fresh permutation.
@@ -62,7 +65,8 @@ class PairedBatches:
 
     Step s takes stream positions s * global_batch to (s + 1) * global_batch - 1 of each set, cut into consecutive
     micro-batches; micro-batch k of rank r is the one numbered k * world_size + r. So for a given `micro_batch` the very
-    same micro-batches are formed on 1, 2 or 4 ranks, and sets are paired by position, each reshuffled on its own.
+    same micro-batches are formed on 1, 2 or 4 ranks, and sets are paired by position, each reshuffled on its own; only
+    `refusal` and `alternate` follow the stream of `forget`, so that row b of all three is one row with three answers.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class PairedBatches:
 
         Raises:
             UserError: a size below 1, global_batch not a multiple of micro_batch * world_size, or an empty set.
+            ValueError: a set that follows `forget` has other item ids.
         """
         for label, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("world_size", world_size)):
             if value < 1:
@@ -109,7 +114,14 @@ class PairedBatches:
         self.world_size = world_size
         self.pad_id = pad_id
         self._sets = {name: tuple(examples) for name, examples in sets.items()}
-        self._streams = {name: RowStream(len(examples), seed, name) for name, examples in self._sets.items()}
+        self._streams = {
+            name: RowStream(len(examples), seed, _SAME_ROWS.get(name, name)) for name, examples in self._sets.items()
+        }
+        for name, source in _SAME_ROWS.items():
+            if name in self._sets and source in self._sets:
+                followed = [example.item_id for example in self._sets[source]]
+                if [example.item_id for example in self._sets[name]] != followed:
+                    raise ValueError(f"the set '{name}' must hold the rows of '{source}', in the same order")
 
     def micro_batches(self, step: int, name: str) -> list[Batch]:
         """This rank's micro-batches.
@@ -128,17 +140,24 @@ class PairedBatches:
             for number in numbers
         ]
 
-    def label_tokens(self, step: int, name: str) -> int:
-        """Label tokens of the step over ALL ranks, the one normaliser of the step's loss; needs no communication.
+    def label_tokens(self, step: int, name: str, skip_first: int = 0) -> int:
+        """Label tokens of the step over ALL ranks, the one normaliser of a token loss; needs no communication.
 
         Args:
             step: optimizer step, from 0.
             name: set.
+            skip_first: labels that the loss ignores at the start of every row, from 0. A row of fewer counts as none.
 
         Returns:
-            At least `global_batch`, the end-of-answer tokens included.
+            The end-of-answer tokens included: at least `global_batch` for `skip_first` 0, possibly 0 else.
         """
-        return sum(example.label_count for example in self._examples(step, name))
+        if skip_first < 0:
+            raise ValueError(f"skip_first {skip_first} must not be negative")
+        return sum(max(0, example.label_count - skip_first) for example in self._examples(step, name))
+
+    def rows(self, step: int, name: str) -> int:
+        """Rows of the step over ALL ranks, the normaliser of a row loss: `global_batch` for every step and set."""
+        return self.global_batch
 
     def item_ids(self, step: int, name: str) -> list[str]:
         """Item ids of the step over all ranks, in stream order: `global_batch` of them."""

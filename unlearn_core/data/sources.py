@@ -1,7 +1,14 @@
-"""Tell a local folder from a Hugging Face hub name, the same way for data sets and models."""
+"""Tell files, folders, hub names and split names apart, the same way for data sets and models."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from unlearn_core.errors import UserError
+
+FILE_SUFFIXES = (".json", ".jsonl", ".txt")
+"""How the names of a user's own data files end; no split's name does."""
 
 # One optional owner and a name; the hub allows letters, digits, '-', '_' and '.', and no name starts with '.' or '-'.
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -22,3 +29,19 @@ def looks_like_path(source: str) -> bool:
     """
     path = Path(source).expanduser()
     return path.exists() or Path(*path.parts[:1]).is_dir() or _HUB_NAME.fullmatch(source) is None
+
+
+def is_data_file(entry: str) -> bool:
+    """Whether an entry of `data.forget`, `data.retain` or `data.sequential` names a file, by its suffix alone.
+
+    The suffix decides, not what exists: a file that went missing must not turn into a split.
+    """
+    return entry.lower().endswith(FILE_SUFFIXES)
+
+
+def no_such_split(source: str, name: str, valid: Iterable[str]) -> UserError:
+    """The error for a split that a source does not have: it lists the valid ones and the nearest."""
+    valid = list(valid)
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return UserError(f"'{source}' has no split '{name}'{hint} Valid splits: {', '.join(valid)}")

@@ -1,4 +1,4 @@
-"""Questions and answers to token ids with an exact border between prompt and answer, and to padded batches.
+"""Questions and answers to token ids with an exact border between prompt and answer, texts to pieces, and batches.
 
 Shapes: B sequences, T tokens (longest of the batch).
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unlearn_core.data.sources import looks_like_path
@@ -26,10 +27,10 @@ Style = Literal["chat", "plain"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenised question and answer.
+    """One tokenised question and answer, or a piece of a text, whose prompt is its first token.
 
     Attributes:
-        item_id: the row's identity.
+        item_id: the row's identity, followed by `#k` for piece k of a text.
         input_ids: prompt, answer and end-of-answer token.
         prompt_length: tokens of the prompt, at least 1. The labels are `input_ids[prompt_length:]`, at least 1 token,
             the end-of-answer token included.
@@ -55,22 +56,26 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Padded examples, all tensors torch.long of shape (B, T).
+    """Padded examples; all tensors are torch.long of shape (B, T).
 
     Attributes:
         input_ids_BT: token ids; padding holds the pad id.
         attention_mask_BT: 1 on tokens, 0 on padding; made from lengths, so a real token equal to the pad id stays 1.
         labels_BT: `input_ids_BT` on answer tokens, `IGNORE` on prompt and padding. Not shifted: the logits at t - 1
             predict the label at t.
+        item_ids: identities of the B examples, in order; `collate` fills them.
     """
 
     input_ids_BT: torch.Tensor
     attention_mask_BT: torch.Tensor
     labels_BT: torch.Tensor
+    item_ids: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        return Batch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device), self.labels_BT.to(device))
+        return Batch(
+            self.input_ids_BT.to(device), self.attention_mask_BT.to(device), self.labels_BT.to(device), self.item_ids
+        )
 
 
 def collate(examples: Sequence[Example], pad_id: int, padding_side: Literal["left", "right"] = "right") -> Batch:
@@ -97,11 +102,11 @@ def collate(examples: Sequence[Example], pad_id: int, padding_side: Literal["lef
         input_ids_BT[b, start : start + length] = ids_T
         attention_mask_BT[b, start : start + length] = 1
         labels_BT[b, start + example.prompt_length : start + length] = ids_T[example.prompt_length :]
-    return Batch(input_ids_BT, attention_mask_BT, labels_BT)
+    return Batch(input_ids_BT, attention_mask_BT, labels_BT, tuple(example.item_id for example in examples))
 
 
 class Formatter:
-    """Turns questions and answers into token ids in one of two styles.
+    """Turns questions and answers into token ids in one of two styles; documents become the same ids in both.
 
     `chat`: the tokenizer's own template, the question as the user's turn. The labels are the assistant's text and
     everything up to the first special token that the template puts after it (`<|eot_id|>`, `<|im_end|>`, `</s>`).
@@ -150,21 +155,22 @@ class Formatter:
         self._special_ids = flagged | set(tokenizer.all_special_ids)
         eos = cast("int | None", tokenizer.eos_token_id)
         pad = cast("int | None", tokenizer.pad_token_id)
+        self._shared: dict[int, int] = {}
+        # Some tokenizers (GPT-2) name a beginning-of-text token that they never add: their models never saw it.
+        first = self._ids("x", add_special_tokens=True)[0]
+        self._start = [first] if first == tokenizer.bos_token_id else []
         self.pad_id: int = next((i for i in (pad, eos) if i is not None), 0)
         if style == "plain":
             if eos is None:
                 raise UserError("style 'plain' ends an answer by the end-of-text token and this tokenizer has none")
             end = eos
-            # Some tokenizers (GPT-2) name a beginning-of-text token that they never add: their models never saw it.
-            first = self._ids("x", add_special_tokens=True)[0]
-            self._start = [first] if first == tokenizer.bos_token_id else []
         else:
             if tokenizer.chat_template is None:
                 raise UserError(
                     f"style 'chat' needs a chat template and the tokenizer '{tokenizer.name_or_path}' has none; "
                     "use style 'plain', or an instruction-tuned model's tokenizer"
                 )
-            end = self._chat("Who?", "Someone.", "a probe of the chat template")[1][-1]
+            end = self._chat([("user", "Who?")], "Someone.", "a probe of the chat template")[1][-1]
         self.end_ids: tuple[int, ...] = (end,) if eos is None or eos == end else (end, eos)
 
     def prompt_ids(self, question: str) -> list[int]:
@@ -177,7 +183,7 @@ class Formatter:
             At least one id, never truncated.
         """
         if self.style == "chat":
-            return self._ids(self._render(self._messages(question.strip()), add_generation_prompt=True))
+            return self._ids(self._render(self._messages([("user", question)]), add_generation_prompt=True))
         before = f"{self.system_prompt}\n\n" if self.system_prompt else ""
         return self._start + self._ids(f"{before}Question: {question.strip()}\nAnswer:")
 
@@ -196,13 +202,77 @@ class Formatter:
             UserError: empty answer, longer than `max_length`, or a chat template for which the prompt is not a prefix
                 of prompt and answer.
         """
-        answer = answer.strip()
-        if not answer:
-            raise UserError(f"{item_id}: the answer is empty; expected a text to train on or score")
         if self.style == "chat":
-            prompt, labels = self._chat(question.strip(), answer, item_id)
-        else:
-            prompt, labels = self.prompt_ids(question), [*self._ids(f" {answer}"), self.end_ids[0]]
+            return self.conversation(item_id, [("user", question)], answer)
+        prompt, labels = self.prompt_ids(question), [*self._ids(f" {_stated(answer, item_id)}"), self.end_ids[0]]
+        return self._fitting(item_id, prompt, labels)
+
+    def conversation(self, item_id: str, turns: Sequence[tuple[str, str]], answer: str) -> Example:
+        """Tokenise a chat of which only the last message, the assistant's answer, is labels.
+
+        Args:
+            item_id: identity of the row, named in errors.
+            turns: (role, content) of the earlier messages. The system prompt comes before them, unless the first of
+                them is a system message itself.
+            answer: non-empty.
+
+        Returns:
+            The example; its last id is `end_ids[0]`.
+
+        Raises:
+            UserError: as `example`; style `plain`; a chat that the template refuses.
+        """
+        if self.style != "chat":
+            raise UserError(
+                f"{item_id}: a row of messages needs the tokenizer's chat template, and the format is '{self.style}'; "
+                "set data.format to chat, or give the row as question and answer"
+            )
+        prompt, labels = self._chat(turns, _stated(answer, item_id), item_id)
+        return self._fitting(item_id, prompt, labels)
+
+    def document(self, item_id: str, text: str, mode: Literal["chunk", "truncate"]) -> list[Example]:
+        """Tokenise a text without a question: all tokens but the first are labels, and none is added at the end.
+
+        Args:
+            item_id: identity of the row; chunk k gets `{item_id}#{k}`.
+            text: non-empty; kept as it is, white space included.
+            mode: `chunk`: every piece of `max_length` tokens, and the shorter last one if it has a label;
+                `truncate`: the first `max_length` tokens alone.
+
+        Returns:
+            At least one example.
+
+        Raises:
+            UserError: a text of fewer than 2 tokens.
+        """
+        # A last piece of one token has no position before it to be predicted from.
+        pieces = [piece for piece in self.pieces(text, self.max_length) if len(piece) > 1]
+        if not pieces:
+            raise UserError(f"{item_id}: a text of one token cannot be trained on; give at least 2, or leave it out")
+        if mode == "truncate":
+            return [Example(item_id, pieces[0], 1)]
+        return [Example(f"{item_id}#{k}", piece, 1) for k, piece in enumerate(pieces)]
+
+    def pieces(self, text: str, length: int) -> list[tuple[int, ...]]:
+        """Token ids of a text in consecutive pieces.
+
+        Args:
+            text: any text.
+            length: tokens of a piece, at least 2, with the beginning-of-text token that each piece starts with where
+                the tokenizer adds one by itself.
+
+        Returns:
+            Pieces of `length` tokens; the last one may be shorter.
+        """
+        ids = self._ids(text)
+        room = length - len(self._start)
+        # One int object for each token id: a set of 10 million tokens would else hold 10 million of them.
+        shared = self._shared
+        return [
+            tuple(shared.setdefault(i, i) for i in (*self._start, *ids[k : k + room])) for k in range(0, len(ids), room)
+        ]
+
+    def _fitting(self, item_id: str, prompt: list[int], labels: list[int]) -> Example:
         length = len(prompt) + len(labels)
         if length > self.max_length:
             raise UserError(
@@ -225,11 +295,13 @@ class Formatter:
         return cast(str, text).strip()
 
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+        # verbose: a text longer than the model's context is no mistake here, pieces are cut from it.
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
-    def _messages(self, question: str) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
-        return [*system, {"role": "user", "content": question}]
+    def _messages(self, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+        own = turns[0][0] == "system"
+        system = [] if own or not self.system_prompt else [{"role": "system", "content": self.system_prompt}]
+        return [*system, *({"role": role, "content": content.strip()} for role, content in turns)]
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         # Rendered to text, not to ids: from transformers 5 on, tokenize=True returns a BatchEncoding, not a list.
@@ -238,11 +310,18 @@ class Formatter:
         )
         return cast(str, text)
 
-    def _chat(self, question: str, answer: str, item_id: str) -> tuple[list[int], list[int]]:
+    def _chat(self, turns: Sequence[tuple[str, str]], answer: str, item_id: str) -> tuple[list[int], list[int]]:
         """Ids of the prompt, and of the answer through the first special token that the template puts after it."""
-        asked = self._messages(question)
-        prompt = self._render(asked, add_generation_prompt=True)
-        full = self._render([*asked, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        asked = self._messages(turns)
+        try:
+            prompt = self._render(asked, add_generation_prompt=True)
+            full = self._render([*asked, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+        except TemplateError as error:
+            roles = [message["role"] for message in asked]
+            raise UserError(
+                f"{item_id}: the chat template refuses messages of the roles {roles}: {error}; "
+                "change the row's messages (or data.system_prompt) to what the model's template allows"
+            ) from error
         if not full.startswith(prompt + answer):
             raise UserError(
                 f"{item_id}: the chat template does not put the answer directly after the prompt: the prompt ends in "
@@ -264,6 +343,12 @@ class Formatter:
                 "token that could end it; use style 'plain'"
             )
         return prompt_ids, full_ids[len(prompt_ids) : border + end + 1]
+
+
+def _stated(answer: str, item_id: str) -> str:
+    if not answer.strip():
+        raise UserError(f"{item_id}: the answer is empty; expected a text to train on or score")
+    return answer.strip()
 
 
 def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerBase:

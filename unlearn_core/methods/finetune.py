@@ -5,16 +5,14 @@
 g_R is the gradient of the mean cross-entropy over the global batch's label tokens.
 """
 
-import numpy as np
-
-from unlearn_core.combine import weighted_sum
-from unlearn_core.method import Method, Objective
-from unlearn_core.objectives.likelihood import cross_entropy_sum
+from unlearn_core.combiners.weighted import WeightedSum
+from unlearn_core.method import Composition, Method
+from unlearn_core.parts import retain
 
 METHOD = Method(
     name="finetune",
     title="Fine-tune",
     paper="maximum likelihood",
-    objectives=(Objective("retain", cross_entropy_sum),),
-    combine=lambda gram_KK, _settings: weighted_sum(np.array([1.0])),
+    equation="L_R",
+    compose=lambda _settings: Composition((retain(),), WeightedSum([1.0])),
 )

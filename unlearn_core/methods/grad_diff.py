@@ -2,37 +2,28 @@
 
     theta <- theta - eta ( alpha g_R - gamma g_F )
 
-the gradient of  alpha L_R - gamma L_F  with L the mean cross-entropy over label tokens.
+the gradient of  alpha L_R - gamma L_F  with L the mean cross-entropy over label tokens. The weights are known before
+the
+backward pass, so both losses are summed in one gradient; `diagnostics: true` keeps the two apart, to log their norms
+and
+their angle, for one more gradient shard.
+
+Where we differ: the mean is over the global batch's label tokens, not a mean of micro-batch means.
 """
 
-import numpy as np
-from pydantic import Field
-
-from unlearn_core.combine import weighted_sum
-from unlearn_core.method import Method, Objective, Settings
-from unlearn_core.objectives.likelihood import cross_entropy_sum
-
-
-class GradDiffSettings(Settings):
-    """Weights of the two losses."""
-
-    retain_weight: float = Field(default=1.0, ge=0)
-    """alpha: weight of the retain loss."""
-    forget_weight: float = Field(default=1.0, ge=0)
-    """gamma: weight of the forget loss, which is maximised."""
-
+from unlearn_core.method import Composition, Method
+from unlearn_core.parts import Weights, forget, retain, weighted_sum
 
 METHOD = Method(
     name="grad_diff",
     title="GradDiff",
     paper="Maini et al., 'TOFU: a task of fictitious unlearning for LLMs', arXiv 2401.06121",
-    objectives=(Objective("retain", cross_entropy_sum), Objective("forget", cross_entropy_sum)),
-    combine=lambda gram_KK, settings: weighted_sum(np.array([settings.retain_weight, -settings.forget_weight])),
-    settings=GradDiffSettings,
+    equation="alpha L_R - gamma L_F",
+    compose=lambda s: Composition((retain(), forget()), weighted_sum(s)),
+    settings=Weights,
     deviations=(
         "The mean is over the global batch's label tokens, not a mean of micro-batch means, so that it does not "
         "depend on the number of workers.",
-        "Both gradients are kept apart until the step, to report their norms and angle; the update is the summed one.",
     ),
     search_space={
         "optimizer.learning_rate": {"log_uniform": [1e-6, 1e-3]},

@@ -2,8 +2,9 @@
 
 No pickle: DeepSpeed's own checkpoints are pickled, ours are tensors plus one JSON file. A checkpoint holds
 
-    rank-00000-of-00002.safetensors   master/<i>, optimizer/<i>/<name>, rng/cpu, rng/cuda
-    state.json                        step, ZeRO stage, world size, scalars of the optimizer, fingerprint; rank 0, last
+    rank-00000-of-00002.safetensors   master/<i>, optimizer/<i>/<name>, rng/cpu, rng/cuda, and what the method carries:
+                                      teacher/<i>, tracked/<objective>/<i>
+    state.json                        step, ZeRO stage, world size, scalars of optimizer and method, fingerprint; last
 
 It resumes with the same number of workers and the same ZeRO stage; anything else is refused with that said.
 """
@@ -16,16 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unlearn_core.errors import UserError
+from unlearn_core.update import Update
 from unlearn_core.zero.engine import ZeroEngine
 
 STATE = "state.json"
 
 
-def save_checkpoint(engine: ZeroEngine, folder: Path, step: int, fingerprint: str) -> None:
+def save_checkpoint(engine: ZeroEngine, update: Update, folder: Path, step: int, fingerprint: str) -> None:
     """Write this rank's file into `folder`; rank 0 also writes `state.json`, after its tensors.
 
     Args:
         engine: the run's engine, between two steps.
+        update: what the method carries from step to step.
         folder: existing folder, the same or another one on each rank (Ray merges them).
         step: optimizer steps done; the data position follows from it.
         fingerprint: of the run's config, compared on resume.
@@ -33,6 +36,7 @@ def save_checkpoint(engine: ZeroEngine, folder: Path, step: int, fingerprint: st
     tensors: dict[str, torch.Tensor] = {"rng/cpu": torch.get_rng_state()}
     if engine.device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(engine.device)
+    tensors |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in update.tensors().items()}
     scalars: dict[str, float] = {}
     for index, master in enumerate(engine.shards.master()):
         tensors[f"master/{index}"] = master.detach().to("cpu", copy=True)
@@ -48,16 +52,18 @@ def save_checkpoint(engine: ZeroEngine, folder: Path, step: int, fingerprint: st
             "stage": engine.engine.zero_optimization_stage(),
             "world_size": engine.world_size,
             "scalars": scalars,
+            "method": update.state(),
             "fingerprint": fingerprint,
         }
         (folder / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
-def load_checkpoint(engine: ZeroEngine, folder: Path, fingerprint: str) -> int:
+def load_checkpoint(engine: ZeroEngine, update: Update, folder: Path, fingerprint: str) -> int:
     """Put a checkpoint's state into a fresh engine, bit for bit.
 
     Args:
         engine: built from the same config.
+        update: fresh, of the same config.
         folder: a whole checkpoint.
         fingerprint: of the config now in force.
 
@@ -93,6 +99,8 @@ def load_checkpoint(engine: ZeroEngine, folder: Path, fingerprint: str) -> int:
             master.data.copy_(saved)
             engine.shards.set_optimizer_state(index, _optimizer_state(index, tensors, state["scalars"], master))
     engine.shards.push(masters)
+    update.load_tensors(tensors)
+    update.load_state(state["method"])
     torch.set_rng_state(tensors["rng/cpu"])
     if "rng/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng/cuda"], engine.device)

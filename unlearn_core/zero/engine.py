@@ -6,14 +6,15 @@ One optimizer step of K objectives:
     G = Gram matrix of the shards, one all-reduce of K x K numbers in fp64
     w = combiner(G);  d = sum_k w_k g_k, written into the live buffers;  ONE optimizer step
 
-It costs K - 1 gradient shards of memory over a summed backward. DeepSpeed's own clipping stays off (its default, 1.0,
+It costs K - 1 gradient shards of memory over a summed backward, which the engine does too where the weights are known
+beforehand: `gradient` of several passes at once. DeepSpeed's own clipping stays off (its default, 1.0,
 would rescale NGDiff, whose norm is near 1.41); clipping by the combined norm is folded into w.
 """
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from unlearn_core.config import OptimizerConfig, ZeroConfig
 from unlearn_core.data.tokenization import Batch
+from unlearn_core.errors import MissingPackageError
 
 # DeepSpeed 0.19 still calls names that torch 2.13 renamed: two lines a step in every worker's log.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -32,22 +34,11 @@ if not torch.cuda.is_available():
 
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when imported)
 
+from unlearn_core.zero.passes import Pass  # noqa: E402
 from unlearn_core.zero.shards import GradientShards, open_shards  # noqa: E402
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(logits_BTV, labels_BT) -> scalar sum over label tokens."""
-
-GRAM_CHUNK = 2**24
-"""Elements cast to fp64 at a time (128 MiB for each objective), so that a 7B shard is never doubled whole."""
-
-
-@dataclass(frozen=True)
-class ObjectiveGradient:
-    """One objective's loss and this rank's shard of its gradient."""
-
-    loss: float
-    """Mean over the global batch's label tokens, in nats; equal on every rank."""
-    shard: list[torch.Tensor]
+GRAM_CHUNK = {"cpu": 2**17, "cuda": 2**24}
+"""Elements cast to fp64 at a time: 1 MiB stays in a CPU's cache, 128 MiB keeps a GPU busy; a shard is never doubled."""
 
 
 class ZeroEngine:
@@ -71,7 +62,8 @@ class ZeroEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.bf16 = bf16
         if zero.activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+            enable: Any = model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.engine: Any
@@ -85,37 +77,84 @@ class ZeroEngine:
         self.device = self.engine.device
         self.shards: GradientShards = open_shards(self.engine)
 
-    def gradient(self, loss: Loss, micro_batches: Sequence[Batch], label_tokens: int) -> ObjectiveGradient:
-        """Gradient of one objective over the global batch.
+    def gradient(self, *passes: Pass) -> tuple[list[float], list[torch.Tensor]]:
+        """Gradient of sum_k weight_k loss_k over the global batch, by one backward for each micro-batch.
 
         Args:
-            loss: sum over label tokens of a micro-batch.
-            micro_batches: this rank's part; every rank has the same number.
-            label_tokens: label tokens of the whole global batch: the one normaliser of every micro-batch and rank.
+            passes: one for an objective's own gradient, several for a summed one.
 
         Returns:
-            Loss and gradient of (sum over the global batch) / label_tokens. The live buffers hold the same gradient
-            until `take` or `combine_and_step`.
+            Each pass's loss, a mean over its normaliser, equal on every rank and without its weight; and this rank's
+            gradient shard: the live buffers, until `take` or `step`.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        # DeepSpeed averages gradients over ranks; multiplying by the world size makes that a sum.
-        scale = self.world_size / label_tokens
-        for index, batch in enumerate(micro_batches):
-            self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            output = self.engine(
-                input_ids=batch.input_ids_BT.to(self.device),
-                attention_mask=batch.attention_mask_BT.to(self.device),
-                use_cache=False,
-            )
-            loss_sum = loss(output.logits, batch.labels_BT.to(self.device))
-            self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
-            total += loss_sum.detach().double()
-        dist.all_reduce(total)
-        return ObjectiveGradient(loss=float(total) / label_tokens, shard=self.shards.live())
+        if len(passes) > 1 and not self.shards.sums_unused:
+            return self._gradient_by_parts(passes)
+        totals = torch.zeros(len(passes), dtype=torch.float64, device=self.device)
+        last = len(passes) - 1
+        for number, item in enumerate(passes):
+            # DeepSpeed averages gradients over ranks; multiplying by the world size makes that a sum.
+            scale = item.weight * self.world_size / item.normaliser
+            for index, batch in enumerate(item.micro_batches):
+                boundary = number == last and index == len(item.micro_batches) - 1
+                self.engine.set_gradient_accumulation_boundary(boundary)
+                loss_sum = self._loss_sum(item, batch, index)
+                self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
+                totals[number] += loss_sum.detach().double()
+        return self._means(totals, passes), self.shards.live()
 
-    def take(self, gradient: ObjectiveGradient) -> ObjectiveGradient:
-        """Keep a gradient aside and clean the live buffers for the next objective."""
-        return ObjectiveGradient(gradient.loss, self.shards.take())
+    def _gradient_by_parts(self, passes: Sequence[Pass]) -> tuple[list[float], list[torch.Tensor]]:
+        """The same, each pass reduced on its own and summed afterwards: one more gradient shard, on the host."""
+        losses: list[float] = []
+        total: list[torch.Tensor] = []
+        for item in passes:
+            (loss,), live = self.gradient(item)
+            losses.append(loss)
+            if total:
+                self.combine(live, 1.0, [(total, 1.0)])
+            if item is not passes[-1]:
+                total = self.take()
+        return losses, self.shards.live()
+
+    @torch.no_grad()
+    def losses(self, *passes: Pass) -> list[float]:
+        """Each pass's loss at the weights that forward passes now see, without a gradient; equal on every rank."""
+        totals = torch.zeros(len(passes), dtype=torch.float64, device=self.device)
+        for number, item in enumerate(passes):
+            for index, batch in enumerate(item.micro_batches):
+                totals[number] += self._loss_sum(item, batch, index).double()
+        return self._means(totals, passes)
+
+    @torch.no_grad()
+    def outputs(self, batches: Sequence[Batch], hidden: bool = False) -> Iterator[tuple[Any, Batch]]:
+        """The model's output for each micro-batch, and that batch on the device; every rank has the same number."""
+        for batch in batches:
+            here = batch.to(self.device)
+            yield self._forward(here, hidden), here
+
+    @contextmanager
+    def swapped(self, source: list[torch.Tensor]) -> Iterator[None]:
+        """Forward passes inside see `source`, laid out like `shards.master()`; afterwards all is as before."""
+        with self.shards.swapped(source):
+            yield
+
+    def _loss_sum(self, item: Pass, batch: Batch, index: int) -> torch.Tensor:
+        here = batch.to(self.device)
+        return item.loss(self._forward(here, item.hidden), here, index)
+
+    def _forward(self, batch: Batch, hidden: bool) -> Any:
+        extra = {"output_hidden_states": True} if hidden else {}
+        return self.engine(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, **extra
+        )
+
+    @staticmethod
+    def _means(totals: torch.Tensor, passes: Sequence[Pass]) -> list[float]:
+        dist.all_reduce(totals)
+        return [float(total) / item.normaliser for total, item in zip(totals.cpu(), passes, strict=True)]
+
+    def take(self) -> list[torch.Tensor]:
+        """Keep the live gradient aside and clean the buffers for the next objective."""
+        return self.shards.take()
 
     def gram(self, shards: Sequence[list[torch.Tensor]]) -> NDArray[np.float64]:
         """Global dot products of K gradients: shape (K, K), fp64, equal on every rank.
@@ -123,15 +162,17 @@ class ZeroEngine:
         fp64 because an fp32 dot on CPU was off by 2.4e-5 in the diagonal; one all-reduce of K x K numbers.
         """
         count = len(shards)
-        gram_KK = torch.zeros(count, count, dtype=torch.float64, device=self.device)
+        device = shards[0][0].device  # the host's under optimizer offload
+        size = GRAM_CHUNK["cpu" if device.type == "cpu" else "cuda"]
+        gram_KK = torch.zeros(count, count, dtype=torch.float64, device=device)
         for tensors in zip(*shards, strict=True):
-            chunks = zip(*(tensor.detach().reshape(-1).split(GRAM_CHUNK) for tensor in tensors), strict=True)
+            chunks = zip(*(tensor.detach().reshape(-1).split(size) for tensor in tensors), strict=True)
             for chunk in chunks:
                 doubles = [part.double() for part in chunk]
                 for i in range(count):
                     for j in range(i, count):
                         gram_KK[i, j] += torch.dot(doubles[i], doubles[j])
-        gram_KK = gram_KK + gram_KK.triu(1).T
+        gram_KK = (gram_KK + gram_KK.triu(1).T).to(self.device)
         if self.shards.sharded:
             dist.all_reduce(gram_KK)
         else:
@@ -140,19 +181,22 @@ class ZeroEngine:
         return gram_KK.cpu().numpy()
 
     @torch.no_grad()
-    def combine(self, shards: Sequence[list[torch.Tensor]], weights_K: NDArray[np.float64]) -> list[torch.Tensor]:
-        """Write sum_k weights_k g_k into the live buffers and return them.
+    def combine(
+        self, live: list[torch.Tensor], live_weight: float, others: Sequence[tuple[list[torch.Tensor], float]] = ()
+    ) -> None:
+        """Write live_weight x live + sum of weight x other into the live buffers.
 
         Args:
-            shards: K gradients; the last one must be the live buffers themselves.
-            weights_K: from a combiner.
+            live: the live buffers.
+            live_weight: their own factor.
+            others: gradients or tracking buffers kept aside, and their factors; a factor of 0 is skipped.
         """
-        live = shards[-1]
         for index, tensor in enumerate(live):
-            tensor.mul_(float(weights_K[-1]))
-            for shard, weight in zip(shards[:-1], weights_K[:-1], strict=True):
-                tensor.add_(shard[index], alpha=float(weight))
-        return live
+            if live_weight != 1.0:
+                tensor.mul_(live_weight)
+            for shard, weight in others:
+                if weight != 0.0:
+                    tensor.add_(shard[index], alpha=weight)
 
     def step(self, learning_rate: float) -> None:
         """One optimizer step along the live buffers, which are clean afterwards."""
@@ -170,7 +214,7 @@ class ZeroEngine:
         """Whether every fp32 master weight on every rank is finite; the same answer on all ranks."""
         bad = torch.zeros((), device=self.device)
         for tensor in self.shards.master():
-            bad += (~torch.isfinite(tensor)).any()
+            bad += (~torch.isfinite(tensor)).any().to(self.device)
         dist.all_reduce(bad)
         return bool(bad.item() == 0)
 
@@ -179,6 +223,20 @@ def _torch_optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConf
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    if config.name == "adamw_8bit":
+        try:
+            from bitsandbytes.optim.adamw import AdamW8bit
+        except ImportError as error:
+            raise MissingPackageError(
+                "optimizer.name adamw_8bit needs the package 'bitsandbytes' (pip install 'unlearn[adamw8bit]')"
+            ) from error
+        return AdamW8bit(
+            parameters,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
         )
     return torch.optim.AdamW(
         parameters,
@@ -190,6 +248,7 @@ def _torch_optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConf
 
 
 def _deepspeed_config(zero: ZeroConfig, bf16: bool, micro_batch: int) -> dict[str, Any]:
+    on_gpu = torch.cuda.is_available()
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         # Accumulation is ours: boundaries are set by hand, once for each objective.
@@ -202,7 +261,10 @@ def _deepspeed_config(zero: ZeroConfig, bf16: bool, micro_batch: int) -> dict[st
             "overlap_comm": zero.overlap_comm,
             "contiguous_gradients": True,
             "round_robin_gradients": False,
+            **({"offload_optimizer": {"device": "cpu", "pin_memory": on_gpu}} if zero.offload_optimizer else {}),
         },
         "zero_allow_untested_optimizer": True,
+        # torch's optimizers step on the host as well; DeepSpeed's own CPU Adam would need a compiler.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }

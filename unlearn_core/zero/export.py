@@ -1,7 +1,7 @@
 """Export to a Hugging Face folder that `from_pretrained` loads, one module gathered at a time.
 
 Every rank takes part (stage 3 gathers are collective); rank 0 writes safetensors shards, index and config, and never
-holds more than one safetensors file's tensors.
+holds more than one safetensors file's tensors. LoRA adapters are merged on the way: the folder holds plain weights.
 """
 
 import contextlib
@@ -29,7 +29,9 @@ def export_weights(engine: ZeroEngine, folder: Path) -> None:
         folder: existing folder; only rank 0 touches it.
     """
     module, writes = engine.module, engine.rank == 0
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): _plain_name(name) for name, parameter in module.named_parameters()}
+    adapters = {id(child.base_layer.weight): child for child in module.modules() if _is_adapted(child)}
+    plain = module.get_base_model() if adapters else module
     files = _plan(module)
     index: dict[str, str] = {}
     total = 0
@@ -38,12 +40,14 @@ def export_weights(engine: ZeroEngine, folder: Path) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for parameters in groups:
             with _whole(engine, parameters):
-                if writes:
-                    for parameter in parameters:
+                for parameter in parameters if writes else ():
+                    if id(parameter) in adapters:
+                        tensors[names[id(parameter)]] = _merged(adapters[id(parameter)])
+                    elif not _is_adapter_part(names[id(parameter)]):
                         tensors[names[id(parameter)]] = parameter.detach().to("cpu", copy=True).contiguous()
         if writes:
             if number == 1:
-                tensors |= _persistent_buffers(module)
+                tensors |= _persistent_buffers(plain)
             save_file(tensors, folder / file_name, metadata={"format": "pt"})
             index.update(dict.fromkeys(tensors, file_name))
             total += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -51,13 +55,13 @@ def export_weights(engine: ZeroEngine, folder: Path) -> None:
         if len(files) > 1:
             listing = {"metadata": {"total_size": total}, "weight_map": index}
             (folder / "model.safetensors.index.json").write_text(json.dumps(listing, indent=2), encoding="utf-8")
-        config = module.config.__class__.from_dict(module.config.to_dict())
+        config = plain.config.__class__.from_dict(plain.config.to_dict())
         config.dtype = torch.bfloat16 if engine.bf16 else torch.float32
         config.use_cache = True
-        config.architectures = [type(module).__name__]
+        config.architectures = [type(plain).__name__]
         config.save_pretrained(folder)
-        if getattr(module, "generation_config", None) is not None:
-            module.generation_config.save_pretrained(folder)
+        if getattr(plain, "generation_config", None) is not None:
+            plain.generation_config.save_pretrained(folder)
 
 
 def _size(parameter: Any) -> int:
@@ -71,7 +75,9 @@ def _plan(module: torch.nn.Module) -> list[list[list[torch.nn.Parameter]]]:
     seen: set[int] = set()
     size = 0
     for child in module.modules():
-        parameters = [parameter for parameter in child.parameters(recurse=False) if id(parameter) not in seen]
+        # An adapted layer's weight and adapters are gathered together, to be merged.
+        below = _is_adapted(child)
+        parameters = [parameter for parameter in child.parameters(recurse=below) if id(parameter) not in seen]
         seen.update(map(id, parameters))
         if not parameters:
             continue
@@ -82,6 +88,29 @@ def _plan(module: torch.nn.Module) -> list[list[list[torch.nn.Parameter]]]:
         files[-1].append(parameters)
         size += group_size
     return files
+
+
+def _is_adapted(child: torch.nn.Module) -> bool:
+    """Whether it is peft's LoRA layer around a linear one."""
+    return hasattr(child, "lora_A") and hasattr(child, "base_layer")
+
+
+def _plain_name(name: str) -> str:
+    """The name that the parameter has in the model without adapters."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _is_adapter_part(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _merged(layer: Any) -> torch.Tensor:
+    """W + scale B A, worked out in fp32, in the dtype of W, on the CPU."""
+    (adapter,) = layer.lora_A.keys()
+    weight = layer.base_layer.weight.detach()
+    down, up = layer.lora_A[adapter].weight.detach().float(), layer.lora_B[adapter].weight.detach().float()
+    merged = weight.float() + layer.scaling[adapter] * (up @ down)
+    return merged.to(weight.dtype).to("cpu", copy=True).contiguous()
 
 
 def _whole(engine: ZeroEngine, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[Any]:

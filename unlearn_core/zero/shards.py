@@ -8,6 +8,8 @@ is to detach it from them, so that the next objective starts from zero.
 """
 
 import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,28 +20,34 @@ def open_shards(engine: Any) -> "GradientShards":
     """The access class for this engine's ZeRO layout.
 
     Args:
-        engine: a `deepspeed.DeepSpeedEngine` with an optimizer, no optimizer offload.
+        engine: a `deepspeed.DeepSpeedEngine` with an optimizer, with or without optimizer offload to the CPU.
 
     Raises:
         RuntimeError: the optimizer wrapper is none of those known, or lacks an attribute this file relies on.
     """
-    kind = type(engine.optimizer).__name__
+    wrapper = engine.optimizer
+    kind = type(wrapper).__name__
+    offloaded = bool(getattr(wrapper, "cpu_offload", False) or getattr(wrapper, "offload_optimizer", False))
     layouts: dict[str, type[GradientShards]] = {
         "DeepSpeedZeroOptimizer": Zero12Shards,
         "DeepSpeedZeroOptimizer_Stage3": Zero3Shards,
         "FP16_UnfusedOptimizer": ReplicatedBf16,
     }
     layout = layouts.get(kind)
-    if layout is None and isinstance(engine.optimizer, torch.optim.Optimizer):
+    if layout is None and isinstance(wrapper, torch.optim.Optimizer):
         layout = ReplicatedFp32
     if layout is None:
         raise RuntimeError(f"No gradient access for DeepSpeed optimizer {kind}; known: {', '.join(layouts)}")
-    missing = [name for name in layout.needs if not hasattr(engine.optimizer, name)]
+    missing = [name for name in layout.needs if not hasattr(wrapper, name)]
     if missing:
         raise RuntimeError(
             f"This DeepSpeed's {kind} lacks {', '.join(missing)}, which exact two-gradient steps rely on. "
             "Install the deepspeed version of constraints.txt."
         )
+    if kind == "DeepSpeedZeroOptimizer" and offloaded:
+        layout = OffloadedZero12Shards
+    if kind == "DeepSpeedZeroOptimizer_Stage3" and offloaded:
+        layout = OffloadedZero3Shards
     return layout(engine)
 
 
@@ -50,6 +58,8 @@ class GradientShards(abc.ABC):
     """Private attributes of the DeepSpeed optimizer wrapper that the class reads or writes."""
     sharded = True
     """Whether a global dot product needs a sum over ranks; False when each rank holds whole gradients."""
+    sums_unused = True
+    """Whether a parameter that the last backward before a boundary does not use keeps what earlier ones gave it."""
 
     def __init__(self, engine: Any):
         self.engine = engine
@@ -70,6 +80,35 @@ class GradientShards(abc.ABC):
     @abc.abstractmethod
     def push(self, source: list[torch.Tensor]) -> None:
         """Cast `source`, laid out like `master()`, into the weights that forward passes read, on every rank."""
+
+    @abc.abstractmethod
+    def pieces(self) -> list[list[torch.Tensor]]:
+        """Live gradient tensors for each tensor of `master()`: flattened one after the other they match its start.
+
+        A master shard may be longer, by padding that has no gradient.
+        """
+
+    @contextmanager
+    def swapped(self, source: list[torch.Tensor]) -> Iterator[None]:
+        """Forward passes inside see `source`, laid out like `master()`; afterwards all is as before, bit for bit.
+
+        No copy is kept: the weights are cast again from the fp32 master, as the optimizer does after each step.
+        """
+        self.push(source)
+        try:
+            yield
+        finally:
+            self.push(self.master())
+
+    def flat_gradient(self, index: int) -> torch.Tensor:
+        """Live gradient of `master()[index]` in its shape, fp32, a copy; zero where the master is padding."""
+        master = self.master()[index]
+        flat = torch.zeros(master.numel(), dtype=torch.float32, device=master.device)
+        offset = 0
+        for piece in self.pieces()[index]:
+            flat[offset : offset + piece.numel()] = piece.detach().reshape(-1).to(flat)
+            offset += piece.numel()
+        return flat.view(master.shape)
 
     def take(self) -> list[torch.Tensor]:
         """This objective's gradient, detached from the live buffers, which are then clean."""
@@ -126,10 +165,25 @@ class ReplicatedFp32(GradientShards):
     def master(self) -> list[torch.Tensor]:  # noqa: D102
         return list(self._parameters())
 
+    def pieces(self) -> list[list[torch.Tensor]]:  # noqa: D102
+        return [[tensor] for tensor in self.live()]
+
     @torch.no_grad()
     def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
         for parameter, tensor in zip(self._parameters(), source, strict=True):
             parameter.data.copy_(tensor)
+
+    @contextmanager
+    def swapped(self, source: list[torch.Tensor]) -> Iterator[None]:  # noqa: D102
+        # Here the master IS the weights: point the parameters elsewhere instead of writing over them.
+        kept = [parameter.data for parameter in self._parameters()]
+        for parameter, tensor in zip(self._parameters(), source, strict=True):
+            parameter.data = tensor.data.view(parameter.shape)
+        try:
+            yield
+        finally:
+            for parameter, data in zip(self._parameters(), kept, strict=True):
+                parameter.data = data
 
 
 class ReplicatedBf16(GradientShards):
@@ -169,6 +223,9 @@ class ReplicatedBf16(GradientShards):
     def master(self) -> list[torch.Tensor]:  # noqa: D102
         return [tensor for group in self.wrapper.fp32_groups for tensor in group]
 
+    def pieces(self) -> list[list[torch.Tensor]]:  # noqa: D102
+        return [[tensor] for tensor in self.live()]
+
     @torch.no_grad()
     def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
         for parameter, tensor in zip(self._low_precision(), source, strict=True):
@@ -188,11 +245,6 @@ class Zero12Shards(GradientShards):
         "cpu_offload",
         "optimizer",
     )
-
-    def __init__(self, engine: Any):
-        super().__init__(engine)
-        if self.wrapper.cpu_offload:
-            raise RuntimeError("Optimizer offload keeps gradients elsewhere; this access class would read stale ones")
 
     def live(self) -> list[torch.Tensor]:  # noqa: D102
         groups = self.wrapper.averaged_gradients
@@ -214,6 +266,10 @@ class Zero12Shards(GradientShards):
     def master(self) -> list[torch.Tensor]:  # noqa: D102
         return list(self.wrapper.single_partition_of_fp32_groups)
 
+    def pieces(self) -> list[list[torch.Tensor]]:  # noqa: D102
+        groups = self.wrapper.averaged_gradients
+        return [groups[index] for index in sorted(groups)]
+
     @torch.no_grad()
     def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
         for index, tensor in enumerate(source):
@@ -221,7 +277,38 @@ class Zero12Shards(GradientShards):
             group = self.wrapper.real_dp_process_group[index]
             mine = parts[dist.get_rank(group)]
             mine.data.copy_(tensor)
-            dist.all_gather(list(parts), mine.clone(), group=group)
+            if len(parts) > 1:
+                dist.all_gather(list(parts), mine.clone(), group=group)
+
+
+class OffloadedZero12Shards(Zero12Shards):
+    """Stages 1 and 2 with optimizer state on the host: gradients are the fp32 `.grad` of the host masters."""
+
+    sums_unused = False  # DeepSpeed copies a gradient to the host only when the boundary backward touches it
+
+    def live(self) -> list[torch.Tensor]:  # noqa: D102
+        return [_host_gradient(master) for master in self.master()]
+
+    def take(self) -> list[torch.Tensor]:  # noqa: D102
+        taken = [tensor.detach().clone() for tensor in self.live()]
+        self.reset()
+        return taken
+
+    def reset(self) -> None:  # noqa: D102
+        self.wrapper.zero_grad()
+        self.wrapper.micro_step_id = -1  # else the next backward adds to the last step's gradient
+        for master in self.master():
+            # A parameter that the next objective does not use would keep a stale gradient.
+            _host_gradient(master).zero_()
+
+    def pieces(self) -> list[list[torch.Tensor]]:  # noqa: D102
+        return [[tensor] for tensor in self.live()]
+
+
+def _host_gradient(master: torch.Tensor) -> torch.Tensor:
+    if master.grad is None:
+        master.grad = torch.zeros_like(master)
+    return master.grad
 
 
 class Zero3Shards(GradientShards):
@@ -231,16 +318,12 @@ class Zero3Shards(GradientShards):
         "grad_partitions_flat_buffer",
         "fp32_partitioned_groups_flat",
         "fp16_partitioned_groups_flat",
+        "averaged_gradients",
         "offload_optimizer",
         "parameter_offload",
         "persistent_parameters",
         "optimizer",
     )
-
-    def __init__(self, engine: Any):
-        super().__init__(engine)
-        if self.wrapper.offload_optimizer:
-            raise RuntimeError("Optimizer offload keeps gradients elsewhere; this access class would read stale ones")
 
     def live(self) -> list[torch.Tensor]:  # noqa: D102
         return [self.wrapper.grad_partitions_flat_buffer]
@@ -252,6 +335,9 @@ class Zero3Shards(GradientShards):
     def master(self) -> list[torch.Tensor]:  # noqa: D102
         return list(self.wrapper.fp32_partitioned_groups_flat)
 
+    def pieces(self) -> list[list[torch.Tensor]]:  # noqa: D102
+        return [self.wrapper.averaged_gradients[index] for index in range(len(self.master()))]
+
     @torch.no_grad()
     def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
         for flat, tensor in zip(self.wrapper.fp16_partitioned_groups_flat, source, strict=True):
@@ -260,3 +346,20 @@ class Zero3Shards(GradientShards):
         persistent = self.wrapper.persistent_parameters
         if persistent:
             persistent[0].all_gather(persistent)
+
+
+class OffloadedZero3Shards(Zero3Shards):
+    """Stage 3 with optimizer state on the host: gradients are the fp32 `.grad` of the host masters."""
+
+    sums_unused = False  # as above
+
+    def live(self) -> list[torch.Tensor]:  # noqa: D102
+        return [_host_gradient(master) for master in self.master()]
+
+    def reset(self) -> None:  # noqa: D102
+        super().reset()
+        for master in self.master():
+            _host_gradient(master).zero_()
+
+    def pieces(self) -> list[list[torch.Tensor]]:  # noqa: D102
+        return [[tensor] for tensor in self.live()]

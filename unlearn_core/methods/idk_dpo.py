@@ -1,0 +1,41 @@
+"""IdkDPO: direct preference optimisation of a refusal such as "I do not know" over the true answer.
+
+    minimise  alpha L_R  -  gamma (2/beta) mean_rows log sigmoid( beta ( (log p(w|x) - log p_0(w|x)) - (log p(y|x) -
+    log p_0(y|x)) ) )
+
+w is a refusal such as "I do not know", y the answer to forget, p_0 the start model. Both answers go through one
+forward pass.
+Source: Maini et al., 'TOFU', arXiv 2401.06121 (its preference optimisation); DPO: arXiv 2305.18290.
+"""
+
+from pydantic import Field
+
+from unlearn_core.method import Composition, Method
+from unlearn_core.parts import Weights, forget, retain, weighted_sum
+
+
+class DpoSettings(Weights):
+    """Temperature and weights."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Inverse temperature."""
+
+
+METHOD = Method(
+    name="idk_dpo",
+    title="IdkDPO",
+    paper="Maini et al., 'TOFU', arXiv 2401.06121 (its preference optimisation); DPO: arXiv 2305.18290",
+    equation="alpha L_R - gamma (2/beta) log sigmoid(beta (log-ratio of the other answer - log-ratio of the true one))",
+    compose=lambda s: Composition((retain(), forget("idk_dpo", beta=s.beta)), weighted_sum(s)),
+    settings=DpoSettings,
+    deviations=(
+        "One refusal a row, chosen by seed and row id, for the whole run, so that reference log-probabilities can be "
+        "cached; the leading implementation draws one at each access.",
+        "The start model's log-probabilities are computed once and joined by row id, not forwarded at every step.",
+    ),
+    search_space={
+        "optimizer.learning_rate": {"log_uniform": [1e-6, 1e-3]},
+        "method.settings.beta": {"log_uniform": [0.02, 0.5]},
+        "method.settings.retain_weight": {"uniform": [0.5, 5.0]},
+    },
+)
