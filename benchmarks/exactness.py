@@ -1,8 +1,9 @@
-"""Is a ZeRO step the step of the equations? NGDiff on 1 and 2 workers against a plain single-process fp32 reference.
+"""Is a ZeRO step the step of the equations? Every method on 1 and 2 workers against plain single-process references.
 
-    python -m benchmarks.exactness
+    python -m benchmarks.exactness [--methods ngdiff,mean_teacher ...]
 
-Runs the real training loop for 5 AdamW steps at ZeRO 0, 1, 2, 3 x 1, 2 workers x accumulation 1, 4 and compares
+First NGDiff, closely: runs the real training loop for 5 AdamW steps at ZeRO 0, 1, 2, 3 x 1, 2 workers x accumulation
+1, 4 and compares
 
     gradient       |g - g_ref| / |g_ref| of the combined gradient, the worst of the 5 steps      at most 1e-6
     parameters     |p - p_ref| / |p_ref| after 5 steps                                          at most 1e-6
@@ -11,6 +12,8 @@ Runs the real training loop for 5 AdamW steps at ZeRO 0, 1, 2, 3 x 1, 2 workers 
 in fp32, at AdamW epsilon 1e-6. With the default 1e-8 the displacement bound is missed (1.42e-5, docs/LOG.md). bf16 is
 reported against the same fp32 reference, without a bound. The reference shares no code with the engine: whole-batch
 losses by log-softmax, gradients by autograd, norms in fp64, torch's AdamW on whole tensors.
+
+Then every method, at every ZeRO stage and with the optimizer on the host: see benchmarks/exactness_methods.py.
 """
 
 import argparse
@@ -31,7 +34,19 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 
-from unlearn_core.config import RunConfig, build_config
+from benchmarks.exactness_methods import (
+    LAYOUTS,
+    Case,
+    broken,
+    case_config,
+    cases,
+    errors,
+    truth_of,
+    write_generic_text,
+)
+from benchmarks.exactness_methods import STEPS as STEPS_OF_METHODS
+from unlearn_core.autolr import AutoRate
+from unlearn_core.config import RunConfig, ZeroConfig, build_config
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer, train_tokenizer
@@ -153,8 +168,10 @@ def recorded_gradients() -> Iterator[list[Weights]]:
     def recording(self: Any, learning_rate: float) -> None:
         whole = {}
         for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             gradient = parameter.grad if self.engine.zero_optimization_stage() == 0 else safe_get_full_grad(parameter)
-            assert gradient is not None  # every parameter of the model has one
+            assert gradient is not None  # every parameter that trains has one
             whole[name] = gradient.detach().float().clone()
         records.append(whole)
         step(self, learning_rate)
@@ -166,7 +183,7 @@ def recorded_gradients() -> Iterator[list[Weights]]:
         ZeroEngine.step = step
 
 
-def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
+def worker(rank: int, world_size: int, port: int, folder: Path, chosen: str | None) -> None:
     """One rank: every layout at this world size, in turn; rank 0 writes gradients and parameters of each."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -180,7 +197,54 @@ def worker(rank: int, world_size: int, port: int, folder: Path) -> None:
         if rank == 0:
             flat = {f"{step}/{key}": tensor for step, whole in enumerate(gradients) for key, tensor in whole.items()}
             save_file(flat, output / "gradients.safetensors")
+    for case in chosen_cases(chosen):
+        for stage, offload in LAYOUTS:
+            layout_worker(case, stage, offload, rank, world_size, folder)
     dist.destroy_process_group()
+
+
+def layout_worker(case: Case, stage: int, offload: bool, rank: int, world_size: int, folder: Path) -> None:
+    """One rank, one method at one layout; rank 0 writes gradients and AutoLR's probes."""
+    rate = json.loads((folder / "rates.json").read_text(encoding="utf-8"))[case.name]
+    base = make_config(folder / "model", stage, world_size, 2, "fp32")
+    config = case_config(case, base, folder, rate)
+    zero = ZeroConfig.model_validate({"stage": stage, "offload_optimizer": offload})
+    config = config.model_copy(update={"zero": zero})
+    output = method_output(folder, case, stage, offload, world_size)
+    with recorded_gradients() as gradients, recorded_probes() as probes:
+        run(config, LocalContext(output, rank, world_size))
+    if rank == 0:
+        flat = {f"{step}/{key}": tensor for step, whole in enumerate(gradients) for key, tensor in whole.items()}
+        save_file(flat, output / "gradients.safetensors")
+        (output / "probes.json").write_text(json.dumps(probes), encoding="utf-8")
+
+
+def method_output(folder: Path, case: Case, stage: int, offload: bool, world_size: int) -> Path:
+    """Where a case's layout leaves its files."""
+    name = "".join(letter if letter.isalnum() else "-" for letter in case.name)
+    return folder / f"{name}-{stage}{'-host' * offload}-{world_size}"
+
+
+def chosen_cases(names: str | None) -> list[Case]:
+    """The cases of these methods, comma-separated; all of them by default."""
+    return [case for case in cases() if names is None or case.method in names.split(",")]
+
+
+@contextlib.contextmanager
+def recorded_probes() -> Iterator[list[tuple[float, float, float]]]:
+    """AutoLR's losses behind, here and ahead, as the loop hands them over."""
+    records: list[tuple[float, float, float]] = []
+    update = AutoRate.update
+
+    def recording(self: Any, probe: Any, noise: float) -> Any:
+        records.append((probe.loss_back, probe.loss, probe.loss_ahead))
+        return update(self, probe, noise)
+
+    AutoRate.update = recording
+    try:
+        yield records
+    finally:
+        AutoRate.update = update
 
 
 def layouts() -> list[tuple[str, int, int]]:
@@ -211,7 +275,7 @@ def compare(
     return rows
 
 
-def spawn(world_size: int, folder: Path) -> None:
+def spawn(world_size: int, folder: Path, chosen: str | None) -> None:
     """Run every layout at one world size in processes of its own."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -222,11 +286,25 @@ def spawn(world_size: int, folder: Path) -> None:
     for rank, path in enumerate(log_paths):
         with open(path, "w", encoding="utf-8") as log:
             arguments = [*command, "--rank", str(rank), "--folder", str(folder)]
+            arguments += ["--methods", chosen] if chosen is not None else []
             processes.append(subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT))
     codes = [process.wait() for process in processes]
     for path, code in zip(log_paths, codes, strict=True):
         if code:
             sys.exit(f"a worker failed with code {code}:\n{path.read_text(encoding='utf-8')[-4000:]}")
+
+
+def method_table(chosen: list[Case], rows: list[dict[str, Any]]) -> Table:
+    """The worst of all layouts for each case."""
+    table = Table(title=f"Every method, {STEPS_OF_METHODS} steps, worst of {2 * len(LAYOUTS)} layouts")
+    names = ("gradient", "parameters", "displacement", "probes", "rate", "rate bound")
+    for name in ("method", *names):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for case in chosen:
+        own = [row for row in rows if row["method"] == case.name]
+        worst = {name: max(row[name] for row in own) for name in names if name in own[0]}
+        table.add_row(case.name, *(f"{worst[name]:.1e}" if name in worst else "" for name in names))
+    return table
 
 
 def main() -> None:
@@ -236,10 +314,11 @@ def main() -> None:
     parser.add_argument("--world-size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--methods", help="only these methods in the second part, comma-separated")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     if arguments.rank is not None:
-        worker(arguments.rank, arguments.world_size, arguments.port, arguments.folder)
+        worker(arguments.rank, arguments.world_size, arguments.port, arguments.folder, arguments.methods)
         return
     console = Console()
     rows: list[dict[str, Any]] = []
@@ -247,25 +326,46 @@ def main() -> None:
         folder = Path(temporary)
         make_model(folder / "model")
         start = load_file(folder / "model" / "model.safetensors")
-        truth = reference(make_config(folder / "model", 0, 1, 1, "fp32"))
+        base = make_config(folder / "model", 0, 1, 1, "fp32")
+        truth = reference(base)
+        write_generic_text(folder)
+        chosen = chosen_cases(arguments.methods)
+        truths = {case.name: truth_of(case, base, folder) for case in chosen}
+        rates = {name: found.rate for name, found in truths.items()}
+        (folder / "rates.json").write_text(json.dumps(rates), encoding="utf-8")
+        method_rows = []
         for world_size in (1, 2):
-            with console.status(f"{len(layouts())} layouts on {world_size} worker(s)"):
-                spawn(world_size, folder)
+            count = len(layouts()) + len(chosen) * len(LAYOUTS)
+            with console.status(f"{count} runs on {world_size} worker(s)"):
+                spawn(world_size, folder, arguments.methods)
             rows += compare(folder, world_size, truth, start)
+            for case in chosen:
+                for stage, offload in LAYOUTS:
+                    row = errors(
+                        case, truths[case.name], method_output(folder, case, stage, offload, world_size), start
+                    )
+                    place = {"method": case.name, "stage": stage, "offload": offload, "workers": world_size}
+                    method_rows.append(place | row | {"broken": broken(case, row)})
     table = Table(title=f"NGDiff, {STEPS} AdamW steps, against a single-process fp32 reference")
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*(f"{value:.1e}" if isinstance(value, float) else str(value) for value in row.values()))
     console.print(table)
+    console.print(method_table(chosen, method_rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+        arguments.json.write_text(json.dumps({"ngdiff": rows, "methods": method_rows}, indent=2), encoding="utf-8")
     exact = [row for row in rows if row["dtype"] == "fp32"]
     worst = {name: max(row[name] for row in exact) for name in BOUNDS}
     for name, bound in BOUNDS.items():
         print(f"{name}: worst of {len(exact)} fp32 layouts {worst[name]:.2e}, bound {bound:.0e}")
     failed = [name for name, bound in BOUNDS.items() if not worst[name] <= bound]
-    print("FAIL: " + ", ".join(failed) if failed else "PASS")
+    for row in method_rows:
+        if row["broken"]:
+            place = f"ZeRO {row['stage']}{' host' * row['offload']} x {row['workers']}"
+            failed.append(f"{row['method']} at {place}: {', '.join(row['broken'])}")
+    print(f"methods: {len(chosen)} cases x {len(LAYOUTS)} layouts x 2 worker counts, {len(method_rows)} rows")
+    print("FAIL: " + "; ".join(failed) if failed else "PASS")
     sys.exit(1 if failed else 0)
 
 

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,6 +20,7 @@ from unlearn_core.loop import Outcome
 from unlearn_core.method import compose
 
 COMMANDS = ("finetune", "train", "evaluate", "frontier", "demo", "recipes")
+EDITS = ("interpolate", "task-vector", "slug")
 
 
 @pytest.fixture
@@ -43,6 +46,15 @@ def test_help_teaches_with_examples(unlearn, command):
     assert code == 0
     assert "Example" in shown
     assert f"unlearn {command}" in shown
+
+
+@pytest.mark.parametrize("command", EDITS)
+def test_help_of_edits_teaches_with_examples(unlearn, command):
+    assert command in unlearn("edit", "--help")[1]
+    code, shown, _ = unlearn("edit", command, "--help")
+    assert code == 0
+    assert "Example" in shown
+    assert f"unlearn edit {command}" in shown
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -75,6 +87,16 @@ def test_recipes_are_listed_and_printed(unlearn):
         (["train", "demo-ngdiff", "--model", "x", "--set", "steps"], "--set steps: expected key=value"),
         (["train", "demo-ngdiff", "--model", "x", "--set", "batch.rows=15"], "set batch.rows=16"),
         (["train", "demo-ngdiff", "--model", "x", "--set", "method.name=ngd"], "Unknown method 'ngd'"),
+        (["train", "demo-ngdiff", "--model", "x", "--sequential"], "--sequential has no name after it"),
+        (["train", "--sequential", "a", "demo-ngdiff"], "--sequential took 'demo-ngdiff', which is a recipe"),
+        (["train", "own-files", "--model", "x", "--sequential", "a.jsonl", "forget05"], "'forget05' is no file"),
+        (["train", "demo-ngdiff", "--model", "{model}", "--sequential", "forget10", "forget11"], "no split 'forget11'"),
+        (["train", "own-files", "--model", "{model}"], "names the file 'my-retain.jsonl', which does not exist"),
+        (
+            ["train", "demo-ngdiff", "--model", "{model}", "--set", "method.name=mean_teacher"],
+            "data.generic is not set",
+        ),
+        (["train", "demo-ngdiff", "--model", "{model}", "--set", "method.name=alt_po"], "has no alternate answer"),
         (["finetune", "demo-finetune", "--set", "model.path=x"], "give exactly one of model.path"),
         (["finetune", "demo-finetune", "--set", "target=[ful]"], "no split 'ful'; did you mean 'full'?"),
         (["evaluate"], "at least one run folder, --target or --reference"),
@@ -85,15 +107,60 @@ def test_recipes_are_listed_and_printed(unlearn):
         (["frontier", "./none", "--forgetting", "bleu"], "'bleu' is not a forgetting axis"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(unlearn, tmp_path, monkeypatch, arguments, message):
+def test_mistakes_are_told_without_a_traceback(unlearn, taught, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, _, told = unlearn(
-        *arguments, *([] if "--from-log" in arguments else ["-o", "out"]) * (arguments != ["evaluate"])
+        *(taught if argument == "{model}" else argument for argument in arguments),
+        *([] if "--from-log" in arguments else ["-o", "out"]) * (arguments != ["evaluate"]),
     )
     assert code == 2
     assert message in told
     assert "Traceback" not in told
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["--sequential", "forget05", "mine.jsonl", "more.jsonl"],
+        ["--sequential=forget05", "mine.jsonl", "more.jsonl"],
+        ["--sequential", "forget05", "--sequential", "mine.jsonl", "more.jsonl"],
+    ],
+)
+def test_sequential_takes_the_names_that_follow(unlearn, monkeypatch, tmp_path, names):
+    seen = []
+    monkeypatch.setattr("pipelines.train.train", lambda config, *_: seen.append(config) or Outcome("finished", 120))
+    assert unlearn("train", "demo-ngdiff", *names, "--model", "x", "-o", tmp_path)[0] == 0
+    (config,) = seen
+    assert config.data.sequential == ("forget05", "mine.jsonl", "more.jsonl")
+    assert config.data.forget == ()  # the recipe's own is put aside
+    assert config.total_steps == 3 * 40
+    assert unlearn("train", "demo-ngdiff", "--model", "x", "-o", tmp_path)[0] == 0
+    assert (seen[1].data.sequential, seen[1].data.forget) == ((), ("forget10",))
+
+
+def test_a_command_without_arguments_says_what_is_missing(unlearn):
+    code, _, told = unlearn("train")
+    assert code == 2
+    assert "Traceback" not in told
+
+
+def test_workers_read_relative_paths_from_where_the_run_was_started(monkeypatch, tmp_path):
+    from pipelines import train as stage
+
+    here, elsewhere, seen = tmp_path / "here", tmp_path / "elsewhere", []
+    here.mkdir()
+    elsewhere.mkdir()
+    config = load_config(RunConfig, recipes()["own-files"], {"model.path": "model"})
+    monkeypatch.setattr(stage.ray.train.torch, "TorchTrainer", lambda _, train_loop_config, **__: train_loop_config)
+    monkeypatch.setattr(stage, "RayContext", lambda output: SimpleNamespace(rank=1, output=output))
+    monkeypatch.setattr(stage, "run", lambda *_: seen.append(Path.cwd()))
+    monkeypatch.chdir(here)
+    arguments = stage._trainer(config, tmp_path / "out")
+    monkeypatch.chdir(elsewhere)
+    stage._worker(arguments)
+    assert seen == [here]
+    stage._worker(arguments | {"started_in": "/no/such/folder"})  # a node without it reads absolute paths
 
 
 def test_a_diverged_run_has_an_exit_code_of_its_own(unlearn, monkeypatch, tmp_path):

@@ -41,12 +41,15 @@ class Teacher:
         self.shards, self.rule = shards, rule
         self.moves = rule.rate > 0 or rule.damping > 0
         dtype = torch.bfloat16 if bf16 and not self.moves else torch.float32
+        self.at_student = True
+        """Whether v equals w: at the start of a request, before its first step."""
         self.weights = [master.detach().to(dtype, copy=True) for master in shards.master()]
 
     def reset(self) -> None:
         """Start again from the student: v <- w."""
         for mine, master in zip(self.weights, self.shards.master(), strict=True):
             mine.copy_(master.detach())
+        self.at_student = True
 
     @torch.no_grad()
     def damp(self, clip: float) -> None:

@@ -48,6 +48,8 @@ class Objective:
     """Hidden losses: number of the block whose output is used, from 0."""
     control: int | None = None
     """Hidden losses: seed of the fixed random direction to steer to; None steers to the teacher's hidden state."""
+    least_at_teacher: bool = False
+    """Teacher losses: whether they are least where student and teacher agree."""
     label: str = ""
     """Name in logs; the row set's name where no other objective has it."""
 
@@ -75,6 +77,14 @@ class Objective:
     def needs_teacher(self) -> bool:
         """Whether each step needs a forward pass of the teacher's (or frozen start model's) weights."""
         return self.kind == "teacher" or (self.kind == "hidden" and self.control is None)
+
+    @property
+    def vanishes_at_teacher(self) -> bool:
+        """Whether its gradient is exactly zero where student and teacher are equal: the divergences are least there.
+
+        In floating point it is rounding noise instead, which a combiner that looks at directions must not see.
+        """
+        return self.kind == "teacher" and self.least_at_teacher
 
     @property
     def per_row(self) -> bool:

@@ -5,6 +5,7 @@ alone.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -74,8 +75,10 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, seed: int) -> torch
         target_modules=list(config.layers) if config.layers else "all-linear",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        # peft 0.21 reads a property that transformers 5 has renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         try:
             adapted = peft.get_peft_model(model, settings, autocast_adapter_dtype=False)
         except ValueError as error:

@@ -117,6 +117,7 @@ class Update:
         engine.step(rate)
         if self.teacher:
             self.teacher.follow(clip)
+            self.teacher.at_student = False
         after = engine.losses(*passes) if combiner.needs_losses_after else None
         combiner.after_step(np.array(losses), None if after is None else np.array(after), step)
         names = [objective.name for objective in self.composition.objectives]
@@ -152,6 +153,8 @@ class Update:
         if self.teacher and "teacher/0" in tensors:
             for i, mine in enumerate(self.teacher.weights):
                 mine.copy_(tensors[f"teacher/{i}"])
+        if self.teacher:
+            self.teacher.at_student = False  # a checkpoint comes after a step; a new request sets it again
 
     def state(self) -> dict[str, Any]:
         """The small numbers that a checkpoint must hold; the same on every rank, JSON."""
@@ -254,6 +257,9 @@ class Update:
         vectors, signs_V = self._vectors(gradients, step)
         gram_VV = self.engine.gram(vectors)
         self._check(losses, gram_VV)
+        for k, objective in enumerate(self.composition.objectives):
+            if objective.vanishes_at_teacher and self.teacher and self.teacher.at_student:
+                gram_VV[k, :] = gram_VV[:, k] = 0.0
         combiner = self.composition.combiner
         if combiner.needs_gradients:
             weights_V = combiner.weights(gram_VV * np.outer(signs_V, signs_V), np.array(losses), step)
@@ -326,21 +332,25 @@ class Update:
         if self.auto.due(step):
             k = self.composition.retain_objective
             span = self.auto.span_at()
-            direction = update_direction(self.engine.shards)
-            behind = self._loss_at(passes[k], direction, span)
-            ahead = self._loss_at(passes[k], direction, -span)
+            behind, ahead = self._losses_beside(passes[k], update_direction(self.engine.shards), span)
             # Rounding errors of bf16 passes are independent over the tokens whose losses are averaged.
             epsilon = 2.0**-8 / math.sqrt(passes[k].normaliser) if self.engine.bf16 else 2.0**-23
             self.auto.update(Probe(span, behind, losses[k], ahead), ulp_noise(losses[k], epsilon))
         return self.auto.rate
 
     @torch.no_grad()
-    def _loss_at(self, item: Pass, direction: Shard, distance: float) -> float:
-        """The pass's loss at theta + distance x d."""
-        masters = self.engine.shards.master()
-        there = [torch.add(master.detach(), d, alpha=distance) for master, d in zip(masters, direction, strict=True)]
+    def _losses_beside(self, item: Pass, direction: Shard, span: float) -> tuple[float, float]:
+        """The pass's loss at theta + span x d and at theta - span x d; the weights are put back once, at the end."""
+        shards = self.engine.shards
+        # Taken now: a swap may point the parameters elsewhere.
+        masters = [master.detach() for master in shards.master()]
+        there = [torch.add(master, d, alpha=span) for master, d in zip(masters, direction, strict=True)]
         with self.engine.swapped(there):
-            return self.engine.losses(item)[0]
+            behind = self.engine.losses(item)[0]
+            for place, master, d in zip(there, masters, direction, strict=True):
+                torch.add(master, d, alpha=-span, out=place)
+            shards.push(there)
+            return behind, self.engine.losses(item)[0]
 
     def _auto_metrics(self) -> dict[str, Any]:
         return {"auto_rate": self.auto.rate, "auto_probes": dict(self.auto.counts)} if self.auto else {}

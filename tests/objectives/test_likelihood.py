@@ -134,11 +134,11 @@ def test_row_log_probs_gradient_stays_in_its_row():
     torch.testing.assert_close(logits_BTV.grad[2, 1:4], torch.tensor(expected))
 
 
-def test_row_log_probs_of_bf16_are_fp32():
+def test_row_log_probs_of_bf16_are_fp64():
     logits_NV, targets_N, rows_N = label_rows(*padded(EXAMPLES, dtype=torch.bfloat16))
     low = row_log_probs(logits_NV, targets_N, rows_N, rows=3)
     high = row_log_probs(logits_NV.float(), targets_N, rows_N, rows=3)
-    assert low[0].dtype == low[1].dtype == torch.float32
+    assert low[0].dtype == low[1].dtype == torch.float64
     assert torch.equal(low[0], high[0]) and torch.equal(low[1], high[1])
 
 

@@ -1,7 +1,7 @@
 """AltPO: direct preference optimisation of a plausible other answer over the true answer.
 
-    minimise  alpha L_R  -  gamma (2/beta) mean_rows log sigmoid( beta ( (log p(w|x) - log p_0(w|x)) - (log p(y|x) -
-    log p_0(y|x)) ) )
+    minimise  alpha L_R  -  gamma (2/beta) mean_rows log sigmoid( beta (r_w - r_y) )
+    r_w = log p(w|x) - log p_0(w|x),   r_y = log p(y|x) - log p_0(y|x)
 
 w is a plausible other answer, y the answer to forget, p_0 the start model. Both answers go through one forward pass.
 Source: Mekala et al., 'Alternate preference optimization', arXiv 2409.13474.

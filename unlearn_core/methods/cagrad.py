@@ -23,9 +23,13 @@ METHOD = Method(
     name="cagrad",
     title="CAGrad",
     paper="Liu et al., 'Conflict-averse gradient descent', arXiv 2110.14048",
-    equation="the direction within C |g_0| of the mean that helps the worse-off loss most",
+    equation="g_0 + C |g_0| g_z / |g_z|, z minimising <g_z, g_0> + C |g_0| |g_z|, g_0 the mean of g_R and -g_F",
     compose=lambda s: Composition((retain(), forget()), CAGrad(c=s.c)),
     settings=CAGradSettings,
+    deviations=(
+        "The dual is solved exactly, not by iteration. Public code divides the result by 1 + C^2; this does not.",
+        "The forget loss, plain ascent, is our choice.",
+    ),
     search_space={
         "optimizer.learning_rate": {"log_uniform": [1e-6, 1e-3]},
         "method.settings.c": {"uniform": [0.1, 0.9]},

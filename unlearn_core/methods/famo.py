@@ -1,7 +1,7 @@
 """FAMO: weights that make all losses fall at the same relative speed, without a second gradient (arXiv 2306.03792).
 
-    z = softmax(w);  weights (z_i / D_i) / sum_j (z_j / D_j), D_i = L_i - min_i;  w follows each loss's progress after
-    the step
+    z = softmax(w);   weights (z_i / D_i) / sum_j (z_j / D_j),  D_i = L_i - min_i
+    w follows each loss's progress over the step
 
 Needs positive losses to be minimised: the forget loss is UCE. Cost: a forward pass of both batches before and after.
 """
@@ -26,7 +26,7 @@ METHOD = Method(
     name="famo",
     title="FAMO",
     paper="Liu et al., 'FAMO: fast adaptive multitask optimization', arXiv 2306.03792",
-    equation="weights from the losses' progress, one backward",
+    equation="sum_k (z_k / L_k) g_k / sum_j (z_j / L_j), z learned from each loss's progress",
     compose=lambda s: Composition((retain(), forget("uce")), FAMO(step_size=s.step_size, weight_decay=s.weight_decay)),
     settings=FAMOSettings,
     deviations=(

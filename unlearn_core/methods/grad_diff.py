@@ -3,10 +3,8 @@
     theta <- theta - eta ( alpha g_R - gamma g_F )
 
 the gradient of  alpha L_R - gamma L_F  with L the mean cross-entropy over label tokens. The weights are known before
-the
-backward pass, so both losses are summed in one gradient; `diagnostics: true` keeps the two apart, to log their norms
-and
-their angle, for one more gradient shard.
+the backward pass, so both losses are summed in one gradient; `diagnostics: true` keeps the two apart, to log their
+norms and their angle, for one more gradient shard.
 
 Where we differ: the mean is over the global batch's label tokens, not a mean of micro-batch means.
 """

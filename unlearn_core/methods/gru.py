@@ -25,7 +25,7 @@ METHOD = Method(
     name="gru",
     title="GRU",
     paper="Wang et al., 'GRU: mitigating the trade-off between unlearning and retention', arXiv 2503.09117",
-    equation="forget gradient without its component against an EMA of g_R",
+    equation="alpha g_R + h - min(<h,r>, 0)/|r|^2 r, h = -g_F, r an EMA of g_R",
     compose=lambda s: Composition(
         (retain(), forget()), GRU(moving_average=s.moving_average, retain_weight=s.retain_weight)
     ),

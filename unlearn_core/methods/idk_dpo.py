@@ -1,10 +1,9 @@
 """IdkDPO: direct preference optimisation of a refusal such as "I do not know" over the true answer.
 
-    minimise  alpha L_R  -  gamma (2/beta) mean_rows log sigmoid( beta ( (log p(w|x) - log p_0(w|x)) - (log p(y|x) -
-    log p_0(y|x)) ) )
+    minimise  alpha L_R  -  gamma (2/beta) mean_rows log sigmoid( beta (r_w - r_y) )
+    r_w = log p(w|x) - log p_0(w|x),   r_y = log p(y|x) - log p_0(y|x)
 
-w is a refusal such as "I do not know", y the answer to forget, p_0 the start model. Both answers go through one
-forward pass.
+w is the refusal, y the answer to forget, p_0 the start model. Both answers go through one forward pass.
 Source: Maini et al., 'TOFU', arXiv 2401.06121 (its preference optimisation); DPO: arXiv 2305.18290.
 """
 

@@ -1,13 +1,12 @@
 """Mean teacher with negative log-unlikelihood (Klochkov, arXiv 2504.13388).
 
-    minimise  alpha sum_F -log(1 - p)  +  beta R(w | v; generic text)  +  mu/2 |w - v|^2
+    minimise  alpha mean_F -log(1 - p)  +  beta R(w | v; generic text)  +  mu/2 |w - v|^2
     v <- v + delta (w - v)   after every step
 
 w is the student, v its EMA teacher, R the KL divergence from teacher to student on generic text, or its quadratic form
 (QKL). The slow teacher turns plain SGD into a damped natural-gradient path of step delta alpha: it prefers directions
-in
-which generic text does not change. NLUL keeps its gradient on memorised tokens, where that of the likelihood vanishes.
-The update's order, and how clipping scales damping and teacher, are in unlearn_core/mean_teacher.py.
+in which generic text does not change. NLUL keeps its gradient on memorised tokens, where that of the likelihood
+vanishes. The update's order, and how clipping scales damping and teacher, are in unlearn_core/mean_teacher.py.
 
 Where we differ from the author's code: see `deviations` below.
 """
@@ -62,7 +61,7 @@ METHOD = Method(
     name="mean_teacher",
     title="Mean teacher + NLUL",
     paper="Klochkov, 'A mean teacher algorithm for unlearning of language models', arXiv 2504.13388",
-    equation="alpha sum -log(1 - p) + beta KL(v || w) + mu/2 |w - v|^2, v an EMA of w",
+    equation="alpha (-log(1 - p))_F + beta KL(p_v || p_w) + mu/2 |w - v|^2, v an EMA of w",
     compose=compose,
     settings=MeanTeacherSettings,
     deviations=(

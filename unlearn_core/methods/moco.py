@@ -28,7 +28,7 @@ METHOD = Method(
     name="moco",
     title="MoCo",
     paper="Fernando et al., 'Mitigating gradient bias in multi-objective learning', arXiv 2210.12624",
-    equation="Y lambda, y_i an EMA of g_i, lambda by projected descent",
+    equation="sum_i lambda_i y_i, y_i an EMA of g_i, lambda by projected descent on |sum_i lambda_i y_i|^2",
     compose=lambda s: Composition((retain(), forget("uce")), MoCo(beta=s.beta, gamma=s.gamma, rho=s.rho)),
     settings=MoCoSettings,
     deviations=(

@@ -26,8 +26,7 @@ METHOD = Method(
     deviations=(
         "The first-order guarantees hold for the combined gradient, not for AdamW's preconditioned step.",
         "AutoLR's clip, smoothing and acceptance test follow GeN's code; whether the paper's runs used them is not "
-        "known "
-        "to us. A probe below its rounding noise is refused, and the optimizer's state advances once.",
+        "known to us. A probe below its rounding noise is refused, and the optimizer's state advances once.",
         "A zero gradient (no direction) drops its term; a non-finite one ends the run before the step.",
     ),
     search_space={

@@ -3,8 +3,7 @@
     minimise  alpha L_R  -  gamma (2/beta) mean_rows log sigmoid( -beta (log p(y|x) - log p_0(y|x)) )
 
 p_0 is the start model; log p sums over the answer's tokens. beta -> 0 is gradient ascent. `length_normalised` divides
-the
-log-ratio by the answer's length.
+the log-ratio by the answer's length.
 """
 
 from pydantic import Field

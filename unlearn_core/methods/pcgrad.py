@@ -13,9 +13,12 @@ METHOD = Method(
     name="pcgrad",
     title="PCGrad",
     paper="Yu et al., 'Gradient surgery for multi-task learning', arXiv 2001.06782",
-    equation="each gradient without its component against the other",
+    equation="g_R - min(<g_R,h>, 0)/|h|^2 h + h - min(<g_R,h>, 0)/|g_R|^2 g_R, h = -g_F",
     compose=lambda _settings: Composition((retain(), forget()), PCGrad()),
-    deviations=("With more than two objectives the order is cyclic, not shuffled.",),
+    deviations=(
+        "With more than two objectives the order is cyclic, not shuffled.",
+        "The forget loss, plain ascent, is our choice.",
+    ),
     search_space={
         "optimizer.learning_rate": {"log_uniform": [1e-6, 1e-3]},
     },

@@ -3,8 +3,8 @@
     minimise  mean_tokens -log(1 - p)  -  w H(p)   on forget rows;     G <- G - G U U'   for each chosen weight
 
 U spans the inputs of that weight's layer on retain rows: the leading singular directions that hold `retained` of the
-summed
-singular values. Weights that are not chosen do not train. SGD only: with AdamW the step would leave the complement.
+summed singular values. Weights that are not chosen do not train. SGD only: with AdamW the step would leave the
+complement.
 """
 
 from pydantic import Field

@@ -3,8 +3,7 @@
     minimise  alpha mean |h_l - h_l^0|^2 on retain rows  +  gamma mean |h_l - c u|^2 on forget rows
 
 h_l is the output of block `layer`, h_l^0 the start model's, u a fixed unit vector drawn from `control_seed`, the
-squared
-distance a mean over the D entries. The paper trains three MLP down-projections up to that layer (`train_only`).
+squared distance a mean over the D entries. The paper trains three MLP down-projections up to that layer (`train_only`).
 """
 
 from pydantic import Field

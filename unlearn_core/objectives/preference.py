@@ -44,7 +44,7 @@ def npo(
         UserError: beta is not above 0.
     """
     _check(beta)
-    ratio_B = log_prob_B.float() - reference_B.detach().float()
+    ratio_B = log_prob_B.double() - reference_B.detach().double()
     if length_normalised:
         ratio_B = ratio_B / count_B.clamp(min=1)
     return _sum_of_labelled(-2 / beta * F.logsigmoid(-beta * ratio_B), count_B)
@@ -80,7 +80,7 @@ def simnpo(
         UserError: beta is not above 0.
     """
     _check(beta)
-    nll_B = -log_prob_B.float() / count_B.clamp(min=1)
+    nll_B = -log_prob_B.double() / count_B.clamp(min=1)
     return _sum_of_labelled(-2 / beta * F.logsigmoid(beta * (nll_B - delta)), count_B)
 
 
@@ -114,9 +114,9 @@ def dpo(
         UserError: beta is not above 0.
     """
     _check(beta)
-    preferred_gain_B = preferred_B.float() - reference_preferred_B.detach().float()
-    rejected_gain_B = rejected_B.float() - reference_rejected_B.detach().float()
-    return -2 / beta * F.logsigmoid(beta * (preferred_gain_B - rejected_gain_B)).sum()
+    preferred_gain_B = preferred_B.double() - reference_preferred_B.detach().double()
+    rejected_gain_B = rejected_B.double() - reference_rejected_B.detach().double()
+    return -2 / beta * F.logsigmoid(beta * (preferred_gain_B - rejected_gain_B)).sum().float()
 
 
 def _check(beta: float) -> None:
@@ -126,4 +126,4 @@ def _check(beta: float) -> None:
 
 def _sum_of_labelled(loss_B: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
     # A row that lost its only label token still has a log-probability of 0, and the losses are not 0 there.
-    return torch.where(count_B > 0, loss_B, 0.0).sum()
+    return torch.where(count_B > 0, loss_B, 0.0).sum().float()

@@ -101,9 +101,9 @@ class GradientShards(abc.ABC):
             self.push(self.master())
 
     def flat_gradient(self, index: int) -> torch.Tensor:
-        """Live gradient of `master()[index]` in its shape, fp32, a copy; zero where the master is padding."""
+        """Live gradient of `master()[index]` in its shape and dtype, a copy; zero where the master is padding."""
         master = self.master()[index]
-        flat = torch.zeros(master.numel(), dtype=torch.float32, device=master.device)
+        flat = torch.zeros(master.numel(), dtype=master.dtype, device=master.device)
         offset = 0
         for piece in self.pieces()[index]:
             flat[offset : offset + piece.numel()] = piece.detach().reshape(-1).to(flat)
@@ -277,7 +277,14 @@ class Zero12Shards(GradientShards):
             group = self.wrapper.real_dp_process_group[index]
             mine = parts[dist.get_rank(group)]
             mine.data.copy_(tensor)
-            if len(parts) > 1:
+            if len(parts) > 1 and mine.device.type == "cpu":
+                # gloo gathers by way of a buffer for all parts: three times the work of each owner sending its own.
+                sent: list[Any] = [
+                    dist.broadcast(part, group=group, group_src=k, async_op=True) for k, part in enumerate(parts)
+                ]
+                for part in sent:
+                    part.wait()
+            elif len(parts) > 1:
                 dist.all_gather(list(parts), mine.clone(), group=group)
 
 

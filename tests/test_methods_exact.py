@@ -1,0 +1,52 @@
+"""Methods that keep state take the steps of the plain reference; the benchmark does this for all at every layout."""
+
+import pytest
+from method_cases import CASES, config_of, reference, train_probed
+
+from benchmarks.exactness_methods import broken, errors
+
+STATEFUL = (
+    "mean_teacher",
+    "mean_teacher, qkl, clipped",
+    "ngdiff, AutoLR",
+    "ngdiff, AutoLR, AdamW",
+    "grad_diff",
+    "grad_diff, diagnostics",
+    "three objectives",
+    "mollm",
+    "moco",
+    "gru",
+    "famo",
+    "pdu",
+    "pgu",
+    "rmu",
+    "idk_dpo",
+    "undial",
+)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_three_steps_equal_the_reference(name, two_ranks, taught, start, tmp_path):
+    case = CASES[name]
+    truth = reference(case, taught, tmp_path)
+    two_ranks.run(train_probed, config_of(case, taught, tmp_path, truth.rate), tmp_path / "run")
+    row = errors(case, truth, tmp_path / "run", start)
+    assert broken(case, row) == [], row
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("name", ["mean_teacher", "ngdiff, AutoLR, AdamW", "moco", "mollm"])
+def test_offload_changes_nothing(name, stage, two_ranks, taught, start, tmp_path):
+    case = CASES[name]
+    truth = reference(case, taught, tmp_path)
+    config = config_of(case, taught, tmp_path, truth.rate, stage=stage, zero__offload_optimizer=True)
+    two_ranks.run(train_probed, config, tmp_path / "run")
+    row = errors(case, truth, tmp_path / "run", start)
+    assert broken(case, row) == [], row
+
+
+def test_a_reference_of_another_method_is_told_apart(two_ranks, taught, start, tmp_path):
+    """The comparison can fail: PCGrad's steps are not NGDiff's."""
+    truth = reference(CASES["ngdiff"], taught, tmp_path)
+    two_ranks.run(train_probed, config_of(CASES["pcgrad"], taught, tmp_path, truth.rate), tmp_path / "run")
+    assert set(broken(CASES["ngdiff"], errors(CASES["ngdiff"], truth, tmp_path / "run", start))) >= {"gradient"}
