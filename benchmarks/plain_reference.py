@@ -1,11 +1,9 @@
 """Any composition in one process, on whole tensors, in plain PyTorch: what the ZeRO engine is compared with.
 
 No DeepSpeed, no shards, no accumulation, no swapping: whole-batch losses by autograd, dot products of flattened
-gradients
-in fp64, a teacher as a second dictionary of weights, torch's optimizers on whole tensors. It shares with the engine
-the pure
-functions (losses, combiners' weights, AutoLR's decision, the span of retain activations), which have tests of their
-own.
+gradients in fp64, a teacher as a second dictionary of weights, torch's optimizers on whole tensors. It shares with the
+engine the pure functions (losses, combiners' weights, AutoLR's decision, the span of retain activations), which have
+tests of their own.
 """
 
 from dataclasses import dataclass, field

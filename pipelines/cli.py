@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 the user's mistake, told without a traceback before any worker starts; 3 a run diverged.
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
 from pipelines.edit_commands import edit_app
 from unlearn_core.errors import DivergedError, MissingPackageError, UserError
@@ -47,17 +49,78 @@ def finetune(recipe: Recipe, output: Output, set_: Set = None) -> None:
     out.print(f"target     {pair.target}\nreference  {pair.reference}", highlight=False)
 
 
+SEQUENTIAL = "--sequential"
+
+
+def one_value_each(arguments: list[str], option: str) -> list[str]:
+    """`--option a b c` as `--option a --option b --option c`: all up to the next argument that starts with a dash.
+
+    Raises:
+        UserError: nothing follows the option.
+    """
+    spread: list[str] = []
+    taking = False
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
+        if argument == option:
+            if following.startswith("-"):
+                raise UserError(
+                    f"{option} has no name after it; expected the splits or files of the requests, all of them, "
+                    f"such as {option} forget01 forget05. The recipe comes before it."
+                )
+            taking = True
+        elif argument.startswith(f"{option}="):
+            taking = True
+            spread.append(argument)
+        elif taking and not argument.startswith("-"):
+            spread += [option, argument]
+        else:
+            taking = False
+            spread.append(argument)
+    return spread
+
+
+class _ManyRequests(TyperCommand):
+    """A command whose `--sequential` takes all the names that follow it; the parser knows one value an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        from pipelines.runs import recipes as all_recipes
+
+        spread = one_value_each(args, SEQUENTIAL)
+        known = all_recipes()
+        for option, name in itertools.pairwise(spread):
+            if option == SEQUENTIAL and (name in known or name.endswith((".yaml", ".yml"))):
+                raise UserError(
+                    f"{SEQUENTIAL} took '{name}', which is a recipe; expected splits or files. The recipe comes "
+                    f"before {SEQUENTIAL}, such as unlearn train {name} {SEQUENTIAL} ..."
+                )
+        return super().parse_args(ctx, spread)
+
+
 @app.command(
+    cls=_ManyRequests,
     epilog="**Examples**\n\n"
     "`unlearn train demo-ngdiff --model outputs/pair/target -o outputs/ngdiff`\n\n"
     "`unlearn train tofu-ngdiff --model outputs/tofu/target --set optimizer.learning_rate=2e-5 -o outputs/run2`\n\n"
-    "Exit code 3 means that the run diverged; its last good checkpoint is kept and named."
+    "`unlearn train own-files --model outputs/tofu/target --set data.forget=[mine.jsonl] "
+    "--set data.retain=[keep.jsonl] -o outputs/own`\n\n"
+    "`unlearn train muse-news-ngdiff --model muse-bench/MUSE-News_target --sequential sust/forget_1 sust/forget_2 "
+    "sust/forget_3 -o outputs/requests`  (the recipe comes before `--sequential`)\n\n"
+    "Exit code 3 means that the run diverged; its last good checkpoint is kept and named.",
 )
 def train(
     recipe: Recipe,
     output: Output,
     model: Annotated[
         str | None, typer.Option(help="Model to unlearn: a run folder, a Hugging Face folder or a hub name.")
+    ] = None,
+    sequential: Annotated[
+        list[str] | None,
+        typer.Option(
+            SEQUENTIAL,
+            metavar="<split or file> ...",
+            help="Forget requests served one after the other, each for the recipe's `steps`, in place of data.forget: "
+            "all names up to the next option.",
+        ),
     ] = None,
     set_: Set = None,
 ) -> None:
@@ -66,7 +129,9 @@ def train(
     from pipelines.train import train as run_train
     from unlearn_core.config import RunConfig
 
-    extra = {} if model is None else {"model.path": resolve_model(model)}
+    extra: dict[str, Any] = {} if model is None else {"model.path": resolve_model(model)}
+    if sequential:
+        extra |= {"data.sequential": sequential, "data.forget": []}
     config = _load(RunConfig, recipe, set_, extra)
     outcome = run_train(config, output, out)
     if outcome.status == "diverged":

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.train import check, train
+from pipelines.train import train
 from unlearn_core.config import BatchConfig, DataConfig, FinetuneConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn_core.data.tofu import Benchmark, open_benchmark
 from unlearn_core.data.tokenization import train_tokenizer
 from unlearn_core.data.training import collect_rows
 from unlearn_core.errors import DivergedError, UserError
 from unlearn_core.models import build_small_llama, check_model_source
+from unlearn_core.preflight import preflight
 from unlearn_core.publish import is_complete, publish_folder
 
 
@@ -47,7 +48,7 @@ def finetune(config: FinetuneConfig, output: Path, console: Console | None = Non
     start = _initial_model(config, output)
     runs = {"target": _run(config, "target", start), "reference": _run(config, "reference", start)}
     for run in runs.values():
-        check(run)
+        preflight(run)
     for name, run in runs.items():
         outcome = train(run, output / name, console)
         if outcome.status == "diverged":

@@ -9,11 +9,12 @@ OUTPUT must be reachable under the same path from every node. The only importer 
 """
 
 import json
+import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,14 @@ from rich.console import Console
 from pipelines.progress import follow_steps
 from pipelines.ray_session import start_ray
 from unlearn_core.config import RunConfig, build_config
-from unlearn_core.data.tokenization import load_tokenizer
-from unlearn_core.data.training import training_sets
 from unlearn_core.errors import MissingPackageError, UserError
-from unlearn_core.loop import METRICS, Outcome, check_composition, model_folder, run
-from unlearn_core.method import compose
-from unlearn_core.models import check_model_source
+from unlearn_core.loop import METRICS, Outcome, model_folder, run
+from unlearn_core.preflight import preflight
 from unlearn_core.publish import write_json
 
 RUN = "run.json"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
-
-
-def check(config: RunConfig) -> None:
-    """Find every mistake that can be found before a worker starts: method, settings, model, splits, rows.
-
-    Raises:
-        UserError: with value, expectation and remedy.
-    """
-    composition = compose(config.method.name, config.method.settings)
-    check_composition(config, composition)
-    check_model_source(config.model.path)
-    tokenizer = load_tokenizer(config.model.path)
-    for request in range(config.data.requests):
-        data = config.data.request(request)
-        training_sets(data, composition.data_sets, tokenizer, config.seed, config.method.name)
 
 
 def train(config: RunConfig, output: Path, console: Console | None = None) -> Outcome:
@@ -74,7 +57,7 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
     earlier = _earlier_run(config, output)
     if earlier is not None:
         return earlier
-    check(config)
+    preflight(config)
     start_ray()
     _check_resources(config)
     output.mkdir(parents=True, exist_ok=True)
@@ -105,6 +88,9 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
 
 def _worker(arguments: dict[str, Any]) -> None:
     """What each Ray Train worker does."""
+    # Ray Train moves workers to a folder of their own; relative paths are meant from where the run was started.
+    with suppress(OSError):  # a node that lacks the folder still reads absolute paths
+        os.chdir(arguments["started_in"])
     config = build_config(RunConfig, arguments["config"])
     context = RayContext(Path(arguments["output"]))
     outcome = run(config, context)
@@ -145,7 +131,7 @@ def _trainer(config: RunConfig, output: Path) -> ray.train.torch.TorchTrainer:
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpu else {})
     return ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "output": str(output)},
+        train_loop_config={"config": config.model_dump(mode="json"), "output": str(output), "started_in": os.getcwd()},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources

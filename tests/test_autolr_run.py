@@ -8,8 +8,8 @@ from training_runs import assert_bit_equal, exported, small_run, step_lines, tra
 import unlearn_core.loop as loop
 from benchmarks.plain_reference import PlainRun
 from unlearn_core.errors import UserError
-from unlearn_core.loop import check_composition
 from unlearn_core.method import compose
+from unlearn_core.preflight import check_composition
 
 LAYOUTS = [(0, False), (2, False), (3, False), (2, True), (3, True)]
 SGD = {"optimizer__name": "sgd", "optimizer__momentum": 0.9, "optimizer__learning_rate": 0.1}

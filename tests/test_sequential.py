@@ -68,12 +68,12 @@ def test_momentum_is_carried_and_the_schedule_starts_again(run_case, two_ranks, 
 
 
 def test_a_request_that_cannot_be_read_is_found_before_the_first_step(taught, tmp_path):
-    from pipelines.train import check
+    from unlearn_core.preflight import preflight
 
     write_generic_text(tmp_path)
     config = config_of(CASES["npo"], taught, tmp_path, 1e-3, **(TWO | {"data__sequential": ["forget10", "forget77"]}))
     with pytest.raises(UserError, match="has no split 'forget77'"):
-        check(config)
+        preflight(config)
 
 
 def test_forget_rows_are_paired_anew(taught):

@@ -459,6 +459,8 @@ def _explain(kind: type[BaseModel], error: ValidationError, source: str) -> str:
             lines.append(f"  {where}: missing, and it has no default.{hint}")
         else:
             message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "tuple_type" and isinstance(item["input"], str):
+                message = f"expected a list; write [{item['input']}]"
             given = f" (got {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
             lines.append(f"  {where + ': ' if where else ''}{message}{given}.")
     return "\n".join(lines)

@@ -20,14 +20,13 @@ from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
 from unlearn_core.data.training import training_sets
-from unlearn_core.errors import UserError
 from unlearn_core.method import Composition, ProjectionRule, compose
 from unlearn_core.models import load_model
+from unlearn_core.preflight import check_composition
 from unlearn_core.publish import publish_folder, write_text
+from unlearn_core.trainable import choose_trainable
 
 if TYPE_CHECKING:
-    import torch
-
     from unlearn_core.update import StepRows, Update
     from unlearn_core.zero.engine import ZeroEngine
 
@@ -79,9 +78,9 @@ def run(config: RunConfig, context: Context) -> Outcome:
     check_composition(config, composition)
     tokenizer = load_tokenizer(config.model.path)
     requests = _Requests(config, composition, tokenizer, context)
-    engine = ZeroEngine(
-        _model(config, composition), config.zero, config.optimizer, config.model.dtype == "bf16", config.batch.micro
-    )
+    model = load_model(config.model.path, config.model.dtype, config.model.attention)
+    model = choose_trainable(model, config, composition)
+    engine = ZeroEngine(model, config.zero, config.optimizer, config.model.dtype == "bf16", config.batch.micro)
     update = Update(engine, composition, config)
     first = 0
     with context.restore() as folder:
@@ -112,43 +111,9 @@ def run(config: RunConfig, context: Context) -> Outcome:
     return Outcome("finished", config.total_steps)
 
 
-def check_composition(config: RunConfig, composition: Composition) -> None:
-    """Find what does not fit together in a config before any worker starts.
-
-    Raises:
-        UserError: AutoLR without a retain loss, a projection under an optimizer that would leave it.
-    """
-    name, optimizer = config.method.name, config.optimizer
-    if optimizer.schedule == "auto" and composition.retain_objective is None:
-        raise UserError(
-            f"optimizer.schedule auto probes the retain loss, and {name} has none. "
-            "Use constant, linear or cosine, or a method with a retain loss."
-        )
-    if composition.projection and (optimizer.name != "sgd" or optimizer.weight_decay):
-        raise UserError(
-            f"{name} projects gradients, and only plain SGD's step stays in the projection: set optimizer.name=sgd "
-            f"and optimizer.weight_decay=0 (now {optimizer.name}, {optimizer.weight_decay:g})."
-        )
-    if composition.projection and config.model.lora:
-        raise UserError(f"{name} projects the weights' own gradients: leave model.lora empty.")
-
-
 def model_folder(output: Path, step: int) -> Path:
     """Where the model after `step` optimizer steps is exported."""
     return output / "models" / f"step-{step:05d}"
-
-
-def _model(config: RunConfig, composition: Composition) -> "torch.nn.Module":
-    """The start model with what does not train frozen, or with adapters."""
-    from unlearn_core.trainable import add_adapters, set_trainable, without_dropout
-
-    model = load_model(config.model.path, config.model.dtype, config.model.attention)
-    without_dropout(model)
-    if config.model.lora is not None:
-        return add_adapters(model, config.model.lora, config.seed)
-    only = (*config.model.train_only, *composition.train_only)
-    set_trainable(model, (*config.model.freeze, *composition.freeze), only)
-    return model
 
 
 class _Requests:

@@ -8,17 +8,15 @@ One step, in the order of the author's code (g is the gradient of the summed los
     v <- (1 - delta c) v + delta c w           after every optimizer step
 
 So clipping slows the whole system down, objective and teacher alike. v lies in this rank's shards, laid out like the
-fp32
-master weights: both updates are local, without communication. The teacher's forward pass puts v into the weights that
-the student's passes read and afterwards casts those from the student's master again: no second engine, no copy.
+fp32 master weights: both updates are local, without communication. The teacher's forward pass puts v into the weights
+that the student's passes read and afterwards casts those from the student's master again: no second engine, no copy.
 
 With delta = 0 and mu = 0 the teacher is a frozen copy of the start model, the reference of KL and UNDIAL. It is never
 added to anything, so it is kept in the model's own dtype.
 
 Where we differ from the author's code: losses are sums over all label tokens of the global batch divided by their
-number,
-not means of micro-batch means; the damping term is added to gradients in the dtype of the gradient buffer (bf16 when
-training in bf16 without offload).
+number, not means of micro-batch means; the damping term is added to gradients in the dtype of the gradient buffer (bf16
+when training in bf16 without offload).
 """
 
 import torch

@@ -149,8 +149,19 @@ def method_settings(method: Method, values: Mapping[str, Any]) -> Settings:
         return method.settings(**values)
     except ValidationError as error:
         valid = ", ".join(method.settings.model_fields) or "none"
-        details = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        details = "; ".join(_told(method, item) for item in error.errors())
         raise UserError(f"method.settings of {method.name}: {details}. Valid keys: {valid}.") from error
+
+
+def _told(method: Method, item: Any) -> str:
+    """One mistake: where, what was given, what is expected."""
+    where = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, method.settings.model_fields, n=1)
+        return f"{where}: unknown setting" + (f", did you mean '{close[0]}'?" if close else "")
+    if item["type"] == "missing":
+        return f"{where}: missing, and it has no default; set method.settings.{where}"
+    return f"{where}: {item['msg']} (got {item['input']!r})"
 
 
 def compose(name: str, values: Mapping[str, Any]) -> Composition:

@@ -105,6 +105,20 @@ def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa") -> PreT
     return model
 
 
+def build_without_weights(name_or_folder: str) -> PreTrainedModel:
+    """The architecture alone, to look names up in: call it under `torch.device("meta")` and nothing is allocated.
+
+    Raises:
+        UserError: no such hub model, no network, or a config that no causal language model has.
+    """
+    place = str(Path(name_or_folder).expanduser()) if looks_like_path(name_or_folder) else name_or_folder
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read the model's config from '{name_or_folder}': {error}") from error
+
+
 class SmallLlama(BaseModel):
     """Size of a Llama that is trained from scratch.
 

@@ -9,8 +9,7 @@ Every loss in `unlearn_core/objectives/` is a pure function of tensors. This fil
     hidden    f(hidden_ND, target)                            summed over label tokens, at the output of one layer
 
 The loop divides the sum over all micro-batches and ranks by one number: the global batch's label tokens (token,
-teacher,
-hidden) or its rows (row, pair). So no loss depends on how rows fall on workers.
+teacher, hidden) or its rows (row, pair). So no loss depends on how rows fall on workers.
 """
 
 from collections.abc import Callable, Mapping
@@ -100,8 +99,8 @@ class Objective:
     def teacher_view(self, output: Any, batch: Batch) -> torch.Tensor:
         """What is kept of the teacher's forward pass: (N, V) logits or (N, D) hidden states at the label tokens."""
         if self.kind == "hidden":
-            return self._hidden_rows(output, batch).detach().clone()
-        return label_rows(output.logits, self._labels(batch))[0].detach().clone()
+            return self._hidden_rows(output, batch).detach()
+        return label_rows(output.logits, self._labels(batch))[0].detach()  # a copy: the rest of the logits can go
 
     def sum(
         self,

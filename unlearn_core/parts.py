@@ -46,6 +46,8 @@ class Loss:
     climbs_on_forget: bool = False
     """Whether forgetting means maximising it: the likelihood of forget rows."""
     references: bool = False
+    bounded_below_by_zero: bool = True
+    """Whether it is never negative, as FAMO needs, when it is minimised."""
     fixed: Mapping[str, Any] | None = None
     """Fields of `Objective` that come with the loss."""
 
@@ -53,12 +55,12 @@ class Loss:
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(likelihood.cross_entropy, climbs_on_forget=True),
     "nlul": Loss(bounded.nlul),
-    "nlul_surrogate": Loss(bounded.nlul_surrogate),
+    "nlul_surrogate": Loss(bounded.nlul_surrogate, bounded_below_by_zero=False),
     "uce": Loss(bounded.uce),
     "ihl": Loss(bounded.ihl),
     "logit_spread": Loss(bounded.logit_spread),
-    "wga": Loss(weighted.wga),
-    "satimp": Loss(weighted.satimp),
+    "wga": Loss(weighted.wga, bounded_below_by_zero=False),
+    "satimp": Loss(weighted.satimp, bounded_below_by_zero=False),
     "ce_u": Loss(weighted.ce_u),
     "npo": Loss(preference.npo, "row", references=True),
     "simnpo": Loss(preference.simnpo, "row"),
@@ -68,7 +70,7 @@ LOSSES: dict[str, Loss] = {
     "reverse_kl": Loss(divergence.kl_student_first, "teacher", fixed={"least_at_teacher": True}),
     "qkl": Loss(divergence.qkl, "teacher", fixed={"least_at_teacher": True}),
     "undial": Loss(divergence.undial, "teacher"),
-    "negative_entropy": Loss(divergence.negative_entropy),
+    "negative_entropy": Loss(divergence.negative_entropy, bounded_below_by_zero=False),
     "kl_to_uniform": Loss(divergence.kl_to_uniform),
     "rmu_forget": Loss(representation.rmu_forget, "hidden", fixed={"control": 0}),
     "rmu_retain": Loss(representation.rmu_retain, "hidden"),

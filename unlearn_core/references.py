@@ -1,8 +1,7 @@
 """Log-probabilities of rows under the model that unlearning starts from: one number a row, computed once.
 
 NPO and DPO compare the student with the start model on each row. That comparison needs one float a row, not a second
-model
-in memory: it is worked out before the first step, written beside the run and joined by row id.
+model in memory: it is worked out before the first step, written beside the run and joined by row id.
 """
 
 import json

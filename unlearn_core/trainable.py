@@ -11,10 +11,25 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from unlearn_core.config import LoraConfig
+from unlearn_core.config import LoraConfig, RunConfig
 from unlearn_core.errors import MissingPackageError, UserError
+from unlearn_core.method import Composition
 
 PARTS = ("embeddings", "head", "norms")
+
+
+def choose_trainable(model: PreTrainedModel, config: RunConfig, composition: Composition) -> torch.nn.Module:
+    """The model with what does not train frozen, or with adapters; dropout off.
+
+    Raises:
+        UserError: a name or expression that fits nothing in the model.
+    """
+    without_dropout(model)
+    if config.model.lora is not None:
+        return add_adapters(model, config.model.lora, config.seed)
+    only = (*config.model.train_only, *composition.train_only)
+    set_trainable(model, (*config.model.freeze, *composition.freeze), only)
+    return model
 
 
 def set_trainable(model: PreTrainedModel, freeze: Sequence[str], only: Sequence[str]) -> None:

@@ -8,8 +8,7 @@
     optimizer step; the teacher follows
 
 What a method carries from step to step lives here and nowhere else: the combiner's numbers, tracking buffers, the
-teacher's
-shards and AutoLR's rate. `tensors` and `state` give all of it to a checkpoint.
+teacher's shards and AutoLR's rate. `tensors` and `state` give all of it to a checkpoint.
 """
 
 import math

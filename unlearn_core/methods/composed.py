@@ -19,7 +19,7 @@ from pydantic import Field
 from unlearn_core.combiners.weighted import WeightedSum
 from unlearn_core.errors import UserError
 from unlearn_core.method import Composition, Method, Settings, TeacherRule
-from unlearn_core.parts import combiner, objective
+from unlearn_core.parts import LOSSES, combiner, objective
 
 
 class LossPart(Settings):
@@ -61,6 +61,10 @@ class ComposedSettings(Settings):
     """Parts that do not train."""
 
 
+def _goes_below(part: LossPart) -> bool:
+    return part.loss in LOSSES and not LOSSES[part.loss].bounded_below_by_zero
+
+
 TWO_ONLY = ("gru", "blur", "primal_dual")
 """Combiners that tell retain from forget by their place, so they take exactly one loss of each."""
 
@@ -73,6 +77,11 @@ def compose(settings: ComposedSettings) -> Composition:
     name, options = settings.combiner.name, dict(settings.combiner.settings)
     if name in TWO_ONLY and len(objectives) != 2:
         raise UserError(f"combiner {name} weighs one loss to keep against one to forget; got {len(objectives)} losses")
+    if name == "famo" and (objectives[-1].maximise or any(_goes_below(part) for _, part in given)):
+        raise UserError(
+            f"combiner famo needs losses that are minimised and never negative; not so the forget loss "
+            f"'{settings.forget.loss}'. Take nlul, uce, npo, ihl or kl_to_uniform."
+        )
     if name == "weighted_sum":
         if options:
             raise UserError("weighted_sum takes each loss's own `weight`, such as forget: {loss: nlul, weight: 0.1}")
