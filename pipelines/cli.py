@@ -125,7 +125,7 @@ def train(
     set_: Set = None,
 ) -> None:
     """Unlearn: run a method on Ray Train workers and export its checkpoints."""
-    from pipelines.runs import resolve_model
+    from pipelines.runs import probe_summary, resolve_model
     from pipelines.train import train as run_train
     from unlearn_core.config import RunConfig
 
@@ -138,6 +138,8 @@ def train(
         err.print(f"[bold red]Diverged:[/] {outcome.reason}. Models exported before that are in {output / 'models'}.")
         raise typer.Exit(3)
     out.print(f"{config.name}: {outcome.step} steps done, models in {output / 'models'}", highlight=False)
+    if config.optimizer.schedule == "auto":
+        out.print(probe_summary(output), highlight=False)
 
 
 @app.command(

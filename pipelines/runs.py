@@ -25,6 +25,18 @@ def resolve_model(name: str) -> str:
     return str((Path(name) / last).resolve())
 
 
+def probe_summary(output: Path) -> str:
+    """What AutoLR's probes came to, in a line: how many were taken and why the others were refused."""
+    from unlearn_core.loop import METRICS  # it brings transformers along, which listing recipes does not need
+
+    last = json.loads((output / METRICS).read_text(encoding="utf-8").splitlines()[-1])
+    counts = {name: count for name, count in last["auto_probes"].items() if count and name != "halved"}
+    refused = ", ".join(f"{name} {count}" for name, count in counts.items() if name != "accepted") or "none"
+    total = sum(counts.values())
+    share = 1 - counts.get("accepted", 0) / total if total else 0.0
+    return f"AutoLR: rate {last['auto_rate']:.3g} after {total} probes; refused {share:.0%} ({refused})"
+
+
 def recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     folder = Path(str(resources.files("pipelines"))) / "recipes"

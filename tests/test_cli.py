@@ -217,3 +217,13 @@ def test_progress_in_a_log_file_is_lines(tmp_path):
     page = io.StringIO()
     follow_steps(metrics, 10, "run", Console(file=page, force_terminal=True, width=120), finished)
     assert "3/10" in page.getvalue()
+
+
+def test_refused_probes_are_reported(tmp_path):
+    from pipelines.runs import probe_summary
+
+    counts = {"accepted": 6, "not_finite": 0, "noise": 3, "slope": 0, "curvature": 1, "halved": 1}
+    lines = [{"auto_rate": 1.0, "auto_probes": {}}, {"auto_rate": 2.5e-4, "auto_probes": counts}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = probe_summary(tmp_path)
+    assert said == "AutoLR: rate 0.00025 after 10 probes; refused 40% (noise 3, curvature 1)"

@@ -135,7 +135,7 @@ class DataConfig(Strict):
         if self.benchmark is None and splits:
             raise ValueError(
                 f"data.benchmark is not set, and {splits[0]!r} is no file ending in {', '.join(FILE_SUFFIXES)}; "
-                "set data.benchmark to what has this split, or give a file"
+                "set data.benchmark to what has this split, or give such a file (convert a table to JSON lines)"
             )
         return self
 

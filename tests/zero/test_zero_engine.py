@@ -102,9 +102,10 @@ def summed_objectives(rank, world_size, zero):
     return np.array(losses), weights
 
 
-def swapping(rank, world_size, zero):
+def swapping(rank, world_size, zero, bf16=False):
     """Losses at the start weights, seen through a swap after two steps; and whether the swap left any trace."""
-    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    model = Branches().bfloat16() if bf16 else Branches()
+    engine = ZeroEngine(model, zero, optimizer(), bf16=bf16, micro_batch=1)
     start = [master.detach().clone() for master in engine.shards.master()]
     item = rows_of(0, 0, rank, world_size)
     first = engine.losses(item)
@@ -197,9 +198,10 @@ def test_a_summed_backward_takes_the_same_steps(zero, two_ranks, plain):
             torch.testing.assert_close(final[name], expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("zero", LAYOUTS, ids=layout_name)
-def test_swapped_weights_are_seen_and_leave_no_trace(zero, two_ranks):
-    for first, moved, seen, again, equal in two_ranks.run(swapping, zero):
+def test_swapped_weights_are_seen_and_leave_no_trace(zero, bf16, two_ranks):
+    for first, moved, seen, again, equal in two_ranks.run(swapping, zero, bf16):
         assert seen == first
         assert again == moved != first
         assert equal

@@ -146,7 +146,7 @@ class _Entries:
         folder = Path(entry).expanduser().parent
         if not near and folder.is_dir():
             files = [path.name for path in folder.iterdir() if is_data_file(path.name)]
-            near = [f"'{folder / file}'" for file in difflib.get_close_matches(Path(entry).name, files, 1)]
+            near = [f"'{folder / file}'" for file in difflib.get_close_matches(Path(entry).name, files, 1, cutoff=0.8)]
         hint = f" Did you mean {near[0]}?" if near else ""
         return UserError(
             f"data.{name} names the file '{entry}', which does not exist.{hint} Give the path of a "
