@@ -81,7 +81,9 @@ def _lines(lines: Iterator[bytes], path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 value = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{where}: invalid JSON at column {error.colno}: {error.msg}") from error
+                raise UserError(
+                    f"{where}: invalid JSON at column {error.colno}: {error.msg}; expected one object a line"
+                ) from error
             yield where, value
 
 
