@@ -320,7 +320,8 @@ def main() -> None:
     if arguments.rank is not None:
         worker(arguments.rank, arguments.world_size, arguments.port, arguments.folder, arguments.methods)
         return
-    console = Console()
+    torch.set_num_threads(1)  # the references are small
+    console = Console(width=None if sys.stdout.isatty() else 130)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

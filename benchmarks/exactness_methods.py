@@ -51,6 +51,8 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
     """Dotted config keys."""
     sgd: bool = True
+    first_step: float = FIRST_STEP
+    """Length of the first step."""
     clip_share: float = 1.0
     """How much of its norm clipping leaves the first gradient; the step is as long as without."""
 
@@ -70,7 +72,9 @@ def cases() -> list[Case]:
     for name in methods():
         extra = {"method.settings": settings.get(name, {})} | changes.get(name, {})
         # NLUL's first gradient is tiny beside KL's curvature: at a rate that shows its first step, SGD runs away.
-        found.append(Case(name, name, extra, sgd=name != "nlul"))
+        # NPO's path magnifies rounding: with 0.1 the fp32 reference is 1.4e-6 from one in fp64 at the third step.
+        length = 0.03 if name == "npo" else FIRST_STEP
+        found.append(Case(name, name, extra, sgd=name != "nlul", first_step=length))
     teacher = {"method.settings": {"forget_weight": 1.0, "teacher_rate": 0.1, "penalty": "qkl"}}
     found += [
         Case("mean_teacher, qkl, clipped", "mean_teacher", teacher, clip_share=0.5),
@@ -107,10 +111,8 @@ def case_config(case: Case, base: RunConfig, folder: Path, rate: float) -> RunCo
     values = {"method.name": case.method, "data.generic": generic, "steps": STEPS, "export_every": 0}
     values |= SGD if case.sgd else {}
     values["optimizer.learning_rate"] = rate
-    if case.clip_share < 1:
-        values["optimizer.gradient_clipping"] = (
-            FIRST_STEP / rate
-        )  # clips the first gradient to `clip_share` of its norm
+    if case.clip_share < 1:  # clips the first gradient to that share of its norm
+        values["optimizer.gradient_clipping"] = case.first_step / rate
     return build_config(RunConfig, base.model_dump(mode="json"), values | case.changes)
 
 
@@ -130,7 +132,7 @@ def truth_of(case: Case, base: RunConfig, folder: Path) -> Truth:
     rate = 3e-4
     if case.sgd:
         norm = _norm(PlainRun.unclipped(case_config(case, base, folder, 1.0)))
-        rate = FIRST_STEP / norm / case.clip_share
+        rate = case.first_step / norm / case.clip_share
     plain = PlainRun(case_config(case, base, folder, rate))
     final = plain.run(STEPS)
     return Truth(rate, plain.gradients, final, plain.probes, plain.rates)

@@ -380,7 +380,7 @@ def main() -> None:
         parser.error(f"needs {WORKERS} cores, one for each worker; this process may use {os.sched_getaffinity(0)}")
     size = Size()
     parameters = sum(parameter.numel() for parameter in size.model().parameters())
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 130)
     with console.status(f"{WARM_UPS} + {arguments.pairs} rounds of 4 steps"):
         found = measure(arguments.optimizer, arguments.pairs)
     rows = {name: summary(found["figures"][name], bound) for name, bound in BOUNDS.items()}
