@@ -49,9 +49,10 @@ def test_every_stage_exports_the_same_merged_model(case, two_ranks, one_rank, ta
     assert moved == {name for name in start if "_proj" in name}
     change = {name: expected[name] - start[name] for name in moved}
     assert all(torch.linalg.matrix_rank(delta, rtol=1e-3) <= 4 for delta in change.values())
-    for stage in (2, 3):
-        output = tmp_path / str(stage)
-        two_ranks.run(train, config_of(CASES[case], taught, tmp_path, rate, 2, stage, **options), output)
+    for stage, offload in ((2, False), (3, False), (3, True)):
+        output = tmp_path / f"{stage}-{offload}"
+        layout = options | {"zero__offload_optimizer": offload}
+        two_ranks.run(train, config_of(CASES[case], taught, tmp_path, rate, 2, stage, **layout), output)
         found = exported(output, 3)
         assert relative({name: found[name] - start[name] for name in moved}, change) <= 1e-4
         assert all(torch.equal(found[name], start[name]) for name in set(start) - moved)

@@ -45,6 +45,17 @@ def test_offload_changes_nothing(name, stage, two_ranks, taught, start, tmp_path
     assert broken(case, row) == [], row
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("name", ["mean_teacher", "ngdiff, AutoLR, AdamW", "idk_dpo"])
+def test_activation_checkpointing_changes_nothing(name, stage, two_ranks, taught, start, tmp_path):
+    case = CASES[name]
+    truth = reference(case, taught, tmp_path)
+    config = config_of(case, taught, tmp_path, truth.rate, stage=stage, zero__activation_checkpointing=True)
+    two_ranks.run(train_probed, config, tmp_path / "run")
+    row = errors(case, truth, tmp_path / "run", start)
+    assert broken(case, row) == [], row
+
+
 def test_a_reference_of_another_method_is_told_apart(two_ranks, taught, start, tmp_path):
     """The comparison can fail: PCGrad's steps are not NGDiff's."""
     truth = reference(CASES["ngdiff"], taught, tmp_path)

@@ -72,7 +72,7 @@ def test_a_request_that_cannot_be_read_is_found_before_the_first_step(taught, tm
 
     write_generic_text(tmp_path)
     config = config_of(CASES["npo"], taught, tmp_path, 1e-3, **(TWO | {"data__sequential": ["forget10", "forget77"]}))
-    with pytest.raises(UserError, match="has no split 'forget77'"):
+    with pytest.raises(UserError, match=r"request 2 \(forget77\): .*has no split 'forget77'"):
         preflight(config)
 
 

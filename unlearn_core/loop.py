@@ -19,10 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
-from unlearn_core.data.training import training_sets
 from unlearn_core.method import Composition, ProjectionRule, compose
 from unlearn_core.models import load_model
-from unlearn_core.preflight import check_composition
+from unlearn_core.preflight import check_composition, request_sets
 from unlearn_core.publish import publish_folder, write_text
 from unlearn_core.trainable import choose_trainable
 
@@ -124,10 +123,8 @@ class _Requests:
     ):
         self.config, self.composition, self.context = config, composition, context
         self.formatter = Formatter(tokenizer, config.data.format, config.data.max_length, config.data.system_prompt)
-        data = [config.data.request(request) for request in range(config.data.requests)]
-        names, method = composition.data_sets, config.method.name
         # All at once: a mistake in the last request's file is found before the first one's training.
-        self.all_sets = [training_sets(one, names, tokenizer, config.seed, method) for one in data]
+        self.all_sets = request_sets(config, composition, tokenizer)
         self.sets: Mapping[str, Sequence[Example]] = self.all_sets[0]
         self.projection: Any = None
 

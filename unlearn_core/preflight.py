@@ -3,9 +3,10 @@
 import re
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from unlearn_core.config import RunConfig
-from unlearn_core.data.tokenization import load_tokenizer
+from unlearn_core.data.tokenization import Example, load_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.errors import UserError
 from unlearn_core.method import Composition, compose
@@ -23,10 +24,29 @@ def preflight(config: RunConfig) -> None:
     check_composition(config, composition)
     check_model_source(config.model.path)
     check_layers(config, composition)
-    tokenizer = load_tokenizer(config.model.path)
+    request_sets(config, composition, load_tokenizer(config.model.path))
+
+
+def request_sets(
+    config: RunConfig, composition: Composition, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, list[Example]]]:
+    """The tokenised rows of every forget request; without `data.sequential` there is one.
+
+    Raises:
+        UserError: as `training_sets`, for any of them.
+    """
+    found = []
     for request in range(config.data.requests):
         data = config.data.request(request)
-        training_sets(data, composition.data_sets, tokenizer, config.seed, config.method.name)
+        try:
+            found.append(training_sets(data, composition.data_sets, tokenizer, config.seed, config.method.name))
+        except UserError as error:
+            if not config.data.sequential:
+                raise
+            name = config.data.sequential[request]
+            said = str(error).replace("data.forget", "data.sequential")
+            raise UserError(f"request {request + 1} ({name}): {said}") from error
+    return found
 
 
 def check_composition(config: RunConfig, composition: Composition) -> None:
