@@ -30,13 +30,13 @@ def checkpoint(run, step, strength, utility, method=None):
     return [f"{run}-{step}", run, method or run, step, "checkpoint", f"/m/{run}/{step}", strength, utility]
 
 
-# Positions (forgetting, utility): npo (0.2, 0.6) (0.5, 0.5) (0.6, 0.2); ngdiff (0.4, 0.4) (0.7, 0.3). Not beaten:
+# Positions (forgetting, utility): zeta (0.2, 0.6) (0.5, 0.5) (0.6, 0.2); ngdiff (0.4, 0.4) (0.7, 0.3). Not beaten:
 # the first, second and last. Area beyond (0, 0): 0.2 * 0.6 + 0.3 * 0.5 + 0.2 * 0.3 = 0.33.
 ROWS = [
     *STARS,
-    checkpoint("npo", 0, 0.8, 0.6),
-    checkpoint("npo", 2, 0.4, 0.2),
-    checkpoint("npo", 1, 0.5, 0.5),
+    checkpoint("zeta", 0, 0.8, 0.6),
+    checkpoint("zeta", 2, 0.4, 0.2),
+    checkpoint("zeta", 1, 0.5, 0.5),
     checkpoint("ngdiff", 1, 0.6, 0.4),
     checkpoint("ngdiff", 2, 0.3, 0.3),
 ]
@@ -60,11 +60,11 @@ def table(output):
 
 def test_front_and_hypervolume_by_hand(tmp_path):
     summary = frontier([evaluation(tmp_path / "eval", ROWS)], tmp_path / "out")
-    assert [(m.run, m.step) for m in summary.front] == [("npo", 0), ("npo", 1), ("ngdiff", 2)]
+    assert [(m.run, m.step) for m in summary.front] == [("zeta", 0), ("zeta", 1), ("ngdiff", 2)]
     assert summary.hypervolume == pytest.approx(0.33)
-    # npo alone: 0.2 * 0.6 + 0.3 * 0.5 + 0.1 * 0.2; ngdiff alone: 0.4 * 0.4 + 0.3 * 0.3
-    assert summary.hypervolume_by_method == pytest.approx({"ngdiff": 0.25, "npo": 0.29})
-    # Without npo step 1, its stair of height 0.5 falls to ngdiff step 1 (0.4) up to 0.4 and to 0.3 beyond.
+    # zeta alone: 0.2 * 0.6 + 0.3 * 0.5 + 0.1 * 0.2; ngdiff alone: 0.4 * 0.4 + 0.3 * 0.3
+    assert summary.hypervolume_by_method == pytest.approx({"ngdiff": 0.25, "zeta": 0.29})
+    # Without zeta step 1, its stair of height 0.5 falls to ngdiff step 1 (0.4) up to 0.4 and to 0.3 beyond.
     assert [m.contribution for m in summary.front] == pytest.approx([0.02, 0.04, 0.04])
     assert summary.reference_point == (0.0, 0.0)
     assert summary.candidates == 5 and summary.not_drawn == () and summary.companion is None
@@ -100,7 +100,7 @@ def test_svg_keeps_words_as_text_and_repeats_byte_for_byte(tmp_path):
     for word in (
         "target",
         "retrained",
-        "npo",  # not a method of this package: its name
+        "zeta",  # not a method of this package: its name
         "NGDiff",  # one of them: its title
         "better",
         "Model utility",
@@ -112,13 +112,13 @@ def test_svg_keeps_words_as_text_and_repeats_byte_for_byte(tmp_path):
 
 
 def test_diverged_checkpoint_is_listed_with_its_reason_and_not_drawn(tmp_path):
-    rows = [*ROWS, checkpoint("npo", 3, 0.1, "nan"), checkpoint("npo", 4, "", 0.6)]
-    missing = {"npo-3": {"model_utility": "7 of 9 losses are NaN"}}
+    rows = [*ROWS, checkpoint("zeta", 3, 0.1, "nan"), checkpoint("zeta", 4, "", 0.6)]
+    missing = {"zeta-3": {"model_utility": "7 of 9 losses are NaN"}}
     summary = frontier([evaluation(tmp_path / "eval", rows, missing=missing)], tmp_path / "out")
     assert summary.hypervolume == pytest.approx(0.33)
     assert [(m.model, m.reason) for m in summary.not_drawn] == [
-        ("npo-3", "model_utility is nan: 7 of 9 losses are NaN"),
-        ("npo-4", "extraction_strength is missing"),
+        ("zeta-3", "model_utility is nan: 7 of 9 losses are NaN"),
+        ("zeta-4", "extraction_strength is missing"),
     ]
     listed = table(tmp_path / "out")[-2]
     assert listed["reason"].startswith("model_utility is nan")
@@ -127,7 +127,7 @@ def test_diverged_checkpoint_is_listed_with_its_reason_and_not_drawn(tmp_path):
 
 
 def test_nothing_but_diverged_checkpoints_still_gives_a_table(tmp_path):
-    rows = [*STARS, checkpoint("npo", 1, "nan", "nan")]
+    rows = [*STARS, checkpoint("zeta", 1, "nan", "nan")]
     summary = frontier([evaluation(tmp_path / "eval", rows)], tmp_path / "out")
     assert summary.front == () and summary.hypervolume == 0.0 and summary.candidates == 0
     assert len(table(tmp_path / "out")) == 3
@@ -135,10 +135,10 @@ def test_nothing_but_diverged_checkpoints_still_gives_a_table(tmp_path):
 
 def test_reference_point_and_axes_can_be_chosen(tmp_path):
     columns = [*COLUMNS, "forget_Q_A_Prob"]
-    rows = [[*row, 0.5 if row[0] == "npo-1" else 1.0] for row in ROWS]
+    rows = [[*row, 0.5 if row[0] == "zeta-1" else 1.0] for row in ROWS]
     folder = evaluation(tmp_path / "eval", rows, columns)
     summary = frontier([folder], tmp_path / "a", reference_point=(0.4, 0.1))
-    assert summary.hypervolume == pytest.approx(0.1 * 0.4 + 0.2 * 0.2)  # npo step 1, then ngdiff step 2
+    assert summary.hypervolume == pytest.approx(0.1 * 0.4 + 0.2 * 0.2)  # zeta step 1, then ngdiff step 2
     chosen = frontier([folder], tmp_path / "b", forgetting="forget_Q_A_Prob")
     assert chosen.hypervolume == pytest.approx(0.5 * 0.5)
     for bad in ((1.0, 0.0), (0.0, float("nan"))):
@@ -149,23 +149,23 @@ def test_reference_point_and_axes_can_be_chosen(tmp_path):
 
 def test_forget_quality_gets_a_second_panel_with_its_own_volume(tmp_path):
     columns = [*COLUMNS, "forget_quality"]
-    quality = {"npo-1": 1e-10, "ngdiff-2": 1e-300, "target": 1e-22, "npo-0": ""}
+    quality = {"zeta-1": 1e-10, "ngdiff-2": 1e-300, "target": 1e-22, "zeta-0": ""}
     rows = [[*row, quality.get(row[0], 1e-20)] for row in ROWS]
     summary = frontier([evaluation(tmp_path / "eval", rows, columns)], tmp_path / "out")
     assert summary.companion is not None
-    assert summary.companion.hypervolume == pytest.approx(10 * 0.5)  # npo step 1 from the floor of -20
+    assert summary.companion.hypervolume == pytest.approx(10 * 0.5)  # zeta step 1 from the floor of -20
     assert summary.companion.reference_point == (-20.0, 0.0)
     assert summary.companion.not_drawn == 1 and "lacks 1 more" in summary.caption
     assert summary.hypervolume == pytest.approx(0.33)
 
 
 def test_runs_of_one_name_in_two_evaluations_stay_apart_and_the_target_counts_once(tmp_path):
-    first = evaluation(tmp_path / "seed0", [*STARS, checkpoint("npo", 1, 0.5, 0.5)])
-    other = [*checkpoint("npo", 1, 0.4, 0.4)]
-    other[5] = "/elsewhere/npo/1"
+    first = evaluation(tmp_path / "seed0", [*STARS, checkpoint("zeta", 1, 0.5, 0.5)])
+    other = [*checkpoint("zeta", 1, 0.4, 0.4)]
+    other[5] = "/elsewhere/zeta/1"
     second = evaluation(tmp_path / "seed1", [*STARS, other])
     summary = frontier([first, second], tmp_path / "out")
-    assert {member.run for member in summary.front} == {"npo@seed0", "npo@seed1"}
+    assert {member.run for member in summary.front} == {"zeta@seed0", "zeta@seed1"}
     assert summary.repeated == 2
     assert [row["role"] for row in table(tmp_path / "out")].count("target") == 1
 
@@ -174,7 +174,7 @@ def test_same_checkpoint_scored_twice_alike_is_one_point(tmp_path):
     first, second = (evaluation(tmp_path / name, ROWS) for name in ("one", "two"))
     summary = frontier([first, second], tmp_path / "out")
     assert summary.candidates == 5 and summary.repeated == len(ROWS)
-    assert {member.run for member in summary.front} == {"npo", "ngdiff"}
+    assert {member.run for member in summary.front} == {"zeta", "ngdiff"}
 
 
 def test_equal_names_of_different_data_are_refused(tmp_path):
@@ -228,11 +228,11 @@ def test_a_missing_package_is_named_and_nothing_is_written(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (checkpoint("npo", 1, 1.5, 0.5), r"metrics\.csv:2: extraction_strength = 1\.5"),
-        (checkpoint("npo", 1, "high", 0.5), "could not convert"),
-        (checkpoint("npo", 1.5, 0.5, 0.5), r"step '1\.5'"),
-        (checkpoint("npo", "", 0.5, 0.5), "expected a number"),
-        ([*checkpoint("npo", 1, 0.5, 0.5)[:4], "judge", "/m", 0.5, 0.5], "role 'judge'"),
+        (checkpoint("zeta", 1, 1.5, 0.5), r"metrics\.csv:2: extraction_strength = 1\.5"),
+        (checkpoint("zeta", 1, "high", 0.5), "could not convert"),
+        (checkpoint("zeta", 1.5, 0.5, 0.5), r"step '1\.5'"),
+        (checkpoint("zeta", "", 0.5, 0.5), "expected a number"),
+        ([*checkpoint("zeta", 1, 0.5, 0.5)[:4], "judge", "/m", 0.5, 0.5], "role 'judge'"),
     ],
 )
 def test_malformed_rows_are_named_by_line(tmp_path, row, message):
@@ -241,12 +241,12 @@ def test_malformed_rows_are_named_by_line(tmp_path, row, message):
 
 
 def test_a_model_twice_in_one_evaluation_is_refused(tmp_path):
-    with pytest.raises(UserError, match="'npo-1' twice"):
+    with pytest.raises(UserError, match="'zeta-1' twice"):
         frontier([evaluation(tmp_path / "eval", [ROWS[4], ROWS[4]])], tmp_path / "out")
 
 
 def test_summary_table_names_members_volume_and_losses(tmp_path):
-    rows = [*ROWS, checkpoint("npo", 3, 0.1, "nan")]
+    rows = [*ROWS, checkpoint("zeta", 3, 0.1, "nan")]
     summary = frontier([evaluation(tmp_path / "eval", rows)], tmp_path / "out")
     screen = io.StringIO()
     Console(width=120, file=screen).print(summary_table(summary))
@@ -268,8 +268,8 @@ def by_gid(ax, prefix) -> list[Any]:
 
 def test_trajectories_follow_the_steps_and_the_frontier_is_a_staircase(tmp_path):
     ax = drawn(tmp_path, ROWS)
-    (npo,) = by_gid(ax, "trajectory npo")
-    np.testing.assert_allclose(npo.get_xydata(), [[0.2, 0.6], [0.5, 0.5], [0.6, 0.2]])
+    (zeta,) = by_gid(ax, "trajectory zeta")
+    np.testing.assert_allclose(zeta.get_xydata(), [[0.2, 0.6], [0.5, 0.5], [0.6, 0.2]])
     (stairs,) = by_gid(ax, "staircase")
     corners = [[0, 0.6], [0.2, 0.6], [0.2, 0.5], [0.5, 0.5], [0.5, 0.3], [0.7, 0.3], [0.7, 0]]
     np.testing.assert_allclose(stairs.get_xydata(), corners)
@@ -303,7 +303,7 @@ def test_labels_lie_apart_with_six_methods_of_twenty_steps(tmp_path):
 
 def test_figure_needs_no_front_and_no_stars(tmp_path):
     none = np.zeros((0, 2))
-    run = Trajectory("npo", "npo", (3,), np.array([[0.5, 0.0]]), np.array([True]), np.array([0.0]))
+    run = Trajectory("zeta", "zeta", (3,), np.array([[0.5, 0.0]]), np.array([True]), np.array([0.0]))
     panel = Panel(AXES["extraction_strength"], AXES["model_utility"], (run,), none, none, (0.0, 0.0), 0.0, 0)
     figure = draw([panel])
     save(figure, tmp_path / "alone")
