@@ -211,6 +211,11 @@ def layout_worker(case: Case, stage: int, offload: bool, rank: int, world_size: 
     zero = ZeroConfig.model_validate({"stage": stage, "offload_optimizer": offload})
     config = config.model_copy(update={"zero": zero})
     output = method_output(folder, case, stage, offload, world_size)
+    run_recorded(config, output, rank, world_size)
+
+
+def run_recorded(config: RunConfig, output: Path, rank: int, world_size: int) -> None:
+    """The loop in this process; rank 0 leaves gradients and AutoLR's probes beside the run, as `errors` reads them."""
     with recorded_gradients() as gradients, recorded_probes() as probes:
         run(config, LocalContext(output, rank, world_size))
     if rank == 0:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from unlearn_core.config import DataConfig, GenericConfig
+from unlearn_core.data.config import DataConfig, GenericConfig
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Batch, Example, Formatter, collate, load_tokenizer, train_tokenizer
 from unlearn_core.data.training import training_sets

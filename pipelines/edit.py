@@ -26,7 +26,6 @@ from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from unlearn_core.config import Strict
 from unlearn_core.data.rows import Row
 from unlearn_core.data.sources import looks_like_path
 from unlearn_core.data.tofu import matching, open_benchmark
@@ -46,6 +45,7 @@ from unlearn_core.edits.task_vector import write_task_vector
 from unlearn_core.errors import UserError
 from unlearn_core.models import check_model_source, load_model
 from unlearn_core.publish import write_json
+from unlearn_core.strict import Strict
 
 RUN = "run.json"
 POINTS = "points.json"

@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.train import train
-from unlearn_core.config import BatchConfig, DataConfig, FinetuneConfig, MethodConfig, ModelConfig, RunConfig
+from unlearn_core.config import BatchConfig, FinetuneConfig, MethodConfig, ModelConfig, RunConfig
+from unlearn_core.data.config import DataConfig
 from unlearn_core.data.tofu import Benchmark, open_benchmark
 from unlearn_core.data.tokenization import train_tokenizer
 from unlearn_core.data.training import collect_rows

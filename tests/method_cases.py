@@ -1,15 +1,10 @@
 """Small runs of any method for tests: the exactness benchmark's cases, and what rank processes do with them."""
 
-import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from benchmarks.exactness import make_config, recorded_gradients, recorded_probes
+from benchmarks.exactness import make_config, run_recorded
 from benchmarks.exactness_methods import Case, case_config, cases, truth_of, write_generic_text
 from unlearn_core.config import RunConfig, build_config
-from unlearn_core.local import LocalContext
-from unlearn_core.loop import run
 
 CASES = {case.name: case for case in cases()}
 
@@ -33,10 +28,5 @@ def reference(case: Case, model: Path, folder: Path):
 
 
 def train_probed(rank: int, world_size: int, config: RunConfig, output: Path) -> None:
-    """The loop, leaving gradients and probes beside the run, as the benchmark's `errors` reads them."""
-    with recorded_gradients() as gradients, recorded_probes() as probes:
-        run(config, LocalContext(output, rank, world_size))
-    if rank == 0:
-        flat = {f"{step}/{key}": tensor for step, whole in enumerate(gradients) for key, tensor in whole.items()}
-        save_file(flat, output / "gradients.safetensors")
-        (output / "probes.json").write_text(json.dumps(probes), encoding="utf-8")
+    """A job for the ranks: the loop, leaving gradients and probes beside the run."""
+    run_recorded(config, output, rank, world_size)

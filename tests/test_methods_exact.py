@@ -25,35 +25,38 @@ STATEFUL = (
 )
 
 
+@pytest.fixture
+def broken_bounds(two_ranks, taught, start, tmp_path):
+    """Bounds that a case breaks at a layout, with the errors."""
+
+    def measure(name, **layout):
+        case = CASES[name]
+        truth = reference(case, taught, tmp_path)
+        two_ranks.run(train_probed, config_of(case, taught, tmp_path, truth.rate, **layout), tmp_path / "run")
+        row = errors(case, truth, tmp_path / "run", start)
+        return broken(case, row), row
+
+    return measure
+
+
 @pytest.mark.parametrize("name", STATEFUL)
-def test_three_steps_equal_the_reference(name, two_ranks, taught, start, tmp_path):
-    case = CASES[name]
-    truth = reference(case, taught, tmp_path)
-    two_ranks.run(train_probed, config_of(case, taught, tmp_path, truth.rate), tmp_path / "run")
-    row = errors(case, truth, tmp_path / "run", start)
-    assert broken(case, row) == [], row
+def test_three_steps_equal_the_reference(name, broken_bounds):
+    found, row = broken_bounds(name)
+    assert found == [], row
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("name", ["mean_teacher", "ngdiff, AutoLR, AdamW", "moco", "mollm"])
-def test_offload_changes_nothing(name, stage, two_ranks, taught, start, tmp_path):
-    case = CASES[name]
-    truth = reference(case, taught, tmp_path)
-    config = config_of(case, taught, tmp_path, truth.rate, stage=stage, zero__offload_optimizer=True)
-    two_ranks.run(train_probed, config, tmp_path / "run")
-    row = errors(case, truth, tmp_path / "run", start)
-    assert broken(case, row) == [], row
+def test_offload_changes_nothing(name, stage, broken_bounds):
+    found, row = broken_bounds(name, stage=stage, zero__offload_optimizer=True)
+    assert found == [], row
 
 
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("name", ["mean_teacher", "ngdiff, AutoLR, AdamW", "idk_dpo"])
-def test_activation_checkpointing_changes_nothing(name, stage, two_ranks, taught, start, tmp_path):
-    case = CASES[name]
-    truth = reference(case, taught, tmp_path)
-    config = config_of(case, taught, tmp_path, truth.rate, stage=stage, zero__activation_checkpointing=True)
-    two_ranks.run(train_probed, config, tmp_path / "run")
-    row = errors(case, truth, tmp_path / "run", start)
-    assert broken(case, row) == [], row
+def test_activation_checkpointing_changes_nothing(name, stage, broken_bounds):
+    found, row = broken_bounds(name, stage=stage, zero__activation_checkpointing=True)
+    assert found == [], row
 
 
 def test_a_reference_of_another_method_is_told_apart(two_ranks, taught, start, tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 
-from unlearn_core.config import DataConfig, RunConfig, build_config
+from unlearn_core.config import RunConfig, build_config
+from unlearn_core.data.config import DataConfig
 from unlearn_core.errors import UserError
 
 OLD = {"benchmark": "synthetic:tiny", "forget": ["forget10"], "retain": ["retain90"]}

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from unlearn_core.config import DataConfig
+from unlearn_core.data.config import DataConfig
 from unlearn_core.data.refusals import REFUSALS, refusal
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Formatter, train_tokenizer

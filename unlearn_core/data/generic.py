@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from unlearn_core.config import GenericConfig
+from unlearn_core.data.config import GenericConfig
 from unlearn_core.data.files import read_values, read_whole
 from unlearn_core.data.hub import hub_errors, import_datasets
 from unlearn_core.data.rows import Document, parse_document

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from unlearn_core.config import DataConfig
+from unlearn_core.data.config import DataConfig
 from unlearn_core.data.generic import generic_documents, generic_examples
 from unlearn_core.data.muse import MuseTexts, corpora, is_muse
 from unlearn_core.data.refusals import refusal
