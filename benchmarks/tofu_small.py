@@ -34,6 +34,8 @@ from pipelines.frontier import frontier, summary_table
 from pipelines.runs import resolve_model
 from pipelines.train import train
 from unlearn_core.config import FinetuneConfig, RunConfig, build_config
+from unlearn_core.data.tofu import open_benchmark
+from unlearn_core.evaluation.tofu import suite as tofu_suite
 
 UTILITY_TERMS = (
     *("retain_Q_A_Prob", "retain_Q_A_ROUGE", "retain_Truth_Ratio"),
@@ -135,7 +137,8 @@ def main() -> None:
 
     def score(points: list[Any]) -> pd.DataFrame:
         settings = EvaluationConfig(style="plain", max_length=MAX_LENGTH, max_new_tokens=96)
-        return evaluate(points, tofu, FORGET, output / "evaluation", settings, console=console)
+        suite = tofu_suite(open_benchmark(tofu), FORGET)
+        return evaluate(points, suite, output / "evaluation", settings, console=console)
 
     console.rule("target and reference")
     pair = finetune(pair_config(tofu, arguments.epochs), output / "pair", console)

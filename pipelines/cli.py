@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
+from pipelines import evaluate_command, robustness_command, watch_command
 from pipelines.edit_commands import edit_app
+from pipelines.log_commands import logs_app
 from unlearn_core.errors import DivergedError, MissingPackageError, UserError
 
 app = typer.Typer(
@@ -25,9 +27,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(edit_app)
+app.add_typer(logs_app)
 out = Console()
 err = Console(stderr=True)
 
+_BESIDE = "Evaluation beside the training"
 Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `unlearn recipes`) or a YAML file.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override one key: --set optimizer.learning_rate=1e-4. Repeatable.")
@@ -105,7 +109,10 @@ class _ManyRequests(TyperCommand):
     "--set data.retain=[keep.jsonl] -o outputs/own`\n\n"
     "`unlearn train muse-news-ngdiff --model muse-bench/MUSE-News_target --sequential sust/forget_1 sust/forget_2 "
     "sust/forget_3 -o outputs/requests`  (the recipe comes before `--sequential`)\n\n"
-    "Exit code 3 means that the run diverged; its last good checkpoint is kept and named.",
+    "`unlearn train tofu-ngdiff --model outputs/tofu/target --evaluate outputs/scores --reference "
+    "outputs/tofu/reference --best-by model_utility --among 'extraction_strength<=0.1' -o outputs/run3`\n\n"
+    "Exit code 3 means that the run diverged; its last good checkpoint is kept and named. 4: the run is done, the "
+    "evaluation beside it failed.",
 )
 def train(
     recipe: Recipe,
@@ -122,6 +129,15 @@ def train(
             "all names up to the next option.",
         ),
     ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="Score each export meanwhile, into this evaluation folder.", rich_help_panel=_BESIDE),
+    ] = None,
+    target: evaluate_command.Target = None,
+    reference: evaluate_command.Reference = None,
+    best_by: watch_command.BestBy = None,
+    among: watch_command.Among = None,
+    keep: watch_command.KeepExports = "all",
     set_: Set = None,
 ) -> None:
     """Unlearn: run a method on Ray Train workers and export its checkpoints."""
@@ -133,62 +149,32 @@ def train(
     if sequential:
         extra |= {"data.sequential": sequential, "data.forget": []}
     config = _load(RunConfig, recipe, set_, extra)
-    outcome = run_train(config, output, out)
+    watched = None
+    if evaluate is None:
+        if best_by or among or target or reference or keep != "all":
+            raise UserError("--target, --reference, --best-by, --among and --keep belong to --evaluate FOLDER; give it")
+        outcome = run_train(config, output, out)
+    else:
+        watched = _train_and_watch(config, output, evaluate, target, reference, best_by, among, keep)
+        outcome = watched.outcome
     if outcome.status == "diverged":
         err.print(f"[bold red]Diverged:[/] {outcome.reason}. Models exported before that are in {output / 'models'}.")
         raise typer.Exit(3)
     out.print(f"{config.name}: {outcome.step} steps done, models in {output / 'models'}", highlight=False)
     if config.optimizer.schedule == "auto":
         out.print(probe_summary(output), highlight=False)
+    if watched is not None:
+        watch_command.print_choice(watched.choice, output, out)
+        if watched.error is not None:
+            err.print(f"[bold red]The evaluation failed:[/] {watched.error}. `unlearn watch` scores the rest.")
+            raise typer.Exit(4)
 
 
-@app.command(
-    epilog="**Examples**\n\n"
-    "`unlearn evaluate outputs/ngdiff outputs/grad_diff --target outputs/pair/target "
-    "--reference outputs/pair/reference --benchmark synthetic:small --forget-split forget10 --format plain "
-    "-o outputs/evaluation`\n\n"
-    "`unlearn evaluate --from-log TOFU_EVAL.json --retain-log RETAIN_EVAL.json`  (an open-unlearning per-item log)"
-)
-def evaluate(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders: every exported model is scored.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for records and metrics.")] = None,
-    target: Annotated[str | None, typer.Option(help="The model before unlearning: run or model folder.")] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="The model retrained without the forget data; forget quality needs it.")
-    ] = None,
-    benchmark: Annotated[str, typer.Option(help="synthetic:SIZE, a TOFU folder, or a hub name.")] = "locuslab/TOFU",
-    forget_split: Annotated[str, typer.Option(help="The split that was forgotten.")] = "forget10",
-    format_: Annotated[str, typer.Option("--format", help="chat or plain, as in training.")] = "chat",
-    max_length: Annotated[int, typer.Option(help="Tokens a row may have.")] = 512,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest greedy answer, in tokens.")] = 200,
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    actors: Annotated[int | None, typer.Option(help="Models in memory at once; default by CPUs, GPUs, memory.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each actor.")] = False,
-    from_log: Annotated[Path | None, typer.Option(help="Recompute an open-unlearning per-item log instead.")] = None,
-    retain_log: Annotated[Path | None, typer.Option(help="Log of the retrained model, for forget quality.")] = None,
-) -> None:
-    """Score models on TOFU in one Ray Data job, or recompute the aggregates of a published log."""
-    if from_log is not None:
-        _from_log(from_log, retain_log)
-        return
-    if output is None or not (runs or target or reference):
-        raise UserError("Give --output and at least one run folder, --target or --reference; or --from-log FILE.")
-    from pipelines.evaluate import EvaluationConfig, discover_run
-    from pipelines.evaluate import evaluate as run_evaluate
-    from unlearn_core.config import build_config
+app.command(name="robustness", epilog=robustness_command.EPILOG)(robustness_command.robustness)
+app.command(name="watch", epilog=watch_command.EPILOG)(watch_command.watch)
 
-    values = {"style": format_, "max_length": max_length, "max_new_tokens": max_new_tokens, "dtype": dtype}
-    settings = build_config(EvaluationConfig, values, source="evaluate's options")
-    points = [*_star("target", target), *_star("reference", reference)]
-    for run in runs or []:
-        points += discover_run(run)
-    table = run_evaluate(
-        points, benchmark, forget_split, output, settings, actors=actors, use_gpu=gpu, console=out
-    )  # fmt: skip
-    if reference is None:
-        out.print("forget quality is missing: it needs --reference, a model retrained without the forget data")
-    _print_metrics(table)
-    out.print(f"all metrics: {output / 'metrics.csv'}", highlight=False)
+
+app.command(epilog=evaluate_command.EPILOG)(evaluate_command.evaluate)
 
 
 @app.command(
@@ -200,7 +186,9 @@ def frontier(
     evaluations: Annotated[list[Path], typer.Argument(help="Evaluation folders.")],
     output: Output,
     forgetting: Annotated[str, typer.Option(help="Column of the forgetting axis.")] = "extraction_strength",
-    utility: Annotated[str, typer.Option(help="Column of the utility axis.")] = "model_utility",
+    utility: Annotated[
+        str | None, typer.Option(help="Column of the utility axis; by default the suite's own, such as model_utility.")
+    ] = None,
     reference_point: Annotated[
         tuple[float, float] | None, typer.Option(help="Hypervolume's reference point: forgetting utility.")
     ] = None,
@@ -224,9 +212,10 @@ def demo(
 
     from pipelines.demo import demo as run_demo
     from pipelines.frontier import summary_table
+    from unlearn_core.evaluation import tofu
 
     result = run_demo(output, out, workers)
-    _print_metrics(pd.read_csv(result.metrics))
+    evaluate_command.print_headline(pd.read_csv(result.metrics), tofu.HEADLINE, out)
     out.print(summary_table(result.summary))
     out.print(f"picture: {result.plot}\ntable:   {result.metrics}", highlight=False)
 
@@ -247,63 +236,43 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe's
     out.print(table)
 
 
+def _train_and_watch(
+    config: Any,
+    output: Path,
+    evaluation: Path,
+    target: str | None,
+    reference: str | None,
+    best_by: str | None,
+    among: list[str] | None,
+    keep: str,
+) -> Any:
+    """Train, and score the exports on the run's own benchmark meanwhile."""
+    from pipelines.suites import build_suite
+    from pipelines.watch import train_and_watch
+    from unlearn_core.evaluation.config import EvaluationConfig
+
+    data = config.data
+    if data.benchmark is None:
+        suite = build_suite(forget=data.forget, retain=data.retain)
+    else:
+        suite = build_suite(data.benchmark, *data.forget[:1])
+    settings = evaluate_command.for_suite(EvaluationConfig(), suite, data.format, None)
+    settings = settings.model_copy(
+        update={"system_prompt": data.system_prompt, "max_length": max(settings.max_length, data.max_length)}
+    )
+    stars = (watch_command.one_star(role, name) for role, name in (("target", target), ("reference", reference)))
+    star, retrained = stars
+    return train_and_watch(
+        config, output, suite, evaluation, settings, target=star, reference=retrained, criterion=best_by,
+        among=among or (), keep=keep, console=out,  # type: ignore[arg-type]  (checked there)
+    )  # fmt: skip
+
+
 def _load(kind: Any, recipe: str, pairs: list[str] | None, extra: dict[str, Any]) -> Any:
     from pipelines.runs import recipe_path
     from unlearn_core.config import load_config, parse_overrides
 
     return load_config(kind, recipe_path(recipe), parse_overrides(pairs or []) | extra)
-
-
-def _star(role: Any, name: str | None) -> list[Any]:
-    """A run's final model, or a plain model folder or hub name, as target or reference."""
-    from pipelines.evaluate import ModelPoint, discover_run
-
-    if name is None:
-        return []
-    if (Path(name) / "run.json").is_file():
-        return discover_run(name, role=role)
-    return [ModelPoint(model_id=role, path=name, run=role, method="finetune", step=0, role=role)]
-
-
-def _from_log(log: Path, retain_log: Path | None) -> None:
-    from unlearn_core.evaluation.open_unlearning_log import evaluate_log
-
-    result = evaluate_log(log, retain_log)
-    table = Table("aggregate", "recomputed", "logged", "relative difference", title=log.name)
-    for name, value in result.recomputed.items():
-        logged, difference = result.logged.get(name), result.relative_difference.get(name)
-        table.add_row(
-            name,
-            repr(value),
-            "" if logged is None else repr(logged),
-            "" if difference is None else f"{difference:.1e}",
-        )
-    out.print(table)
-    for name, reason in result.missing.items():
-        out.print(f"{name} is missing: {reason}", highlight=False)
-    if result.rouge_items:
-        out.print(f"ROUGE recomputed from texts: {result.rouge_items} items, {len(result.rouge_mismatches)} differ")
-    out.print(f"largest relative difference of an aggregate: {result.largest_difference:.1e}", highlight=False)
-    if result.not_read:
-        out.print(f"not part of this suite, left alone: {', '.join(result.not_read)}", highlight=False)
-
-
-def _print_metrics(rows: Any) -> None:
-    """The columns that tell the story, under names that fit a terminal; everything is in metrics.csv."""
-    columns = {
-        "forget_Q_A_Prob": "forget\nprob.",
-        "forget_Q_A_ROUGE": "forget\nROUGE-L",
-        "extraction_strength": "extraction\nstrength",
-        "forget_quality": "forget\nquality",
-        "model_utility": "model\nutility",
-    }
-    table = Table("run")
-    for title in ("step", *columns.values()):
-        table.add_column(title, justify="right")
-    for _, row in rows.iterrows():
-        run = row["run"] if row["role"] == "checkpoint" else f"{row['run']} ({row['role']})"
-        table.add_row(run, str(row["step"]), *(f"{row[name]:.3g}" for name in columns))
-    out.print(table)
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ from pipelines.frontier import FrontierSummary, frontier
 from pipelines.runs import recipe_path, resolve_model
 from pipelines.train import train
 from unlearn_core.config import FinetuneConfig, RunConfig, load_config
+from unlearn_core.data.tofu import open_benchmark
+from unlearn_core.evaluation import tofu
 
 RECIPES = ("demo-ngdiff", "demo-grad-diff")
 
@@ -55,8 +57,8 @@ def demo(output: Path, console: Console, workers: int | None = None) -> DemoResu
     assert data.benchmark is not None  # the demo's own recipe
     settings = EvaluationConfig(style=data.format, max_length=data.max_length, max_new_tokens=64)
     evaluate(
-        points, data.benchmark, data.forget[0], output / "evaluation", settings,
-        require_forget_quality=True, console=console,
+        points, tofu.suite(open_benchmark(data.benchmark), data.forget[0]), output / "evaluation", settings,
+        require_reference=True, console=console,
     )  # fmt: skip
     console.rule("4/4  frontier")
     summary = frontier([output / "evaluation"], output / "frontier")

@@ -1,18 +1,18 @@
-"""The Ray Data stage: score many models on the whole suite in one job, keep per-item records, write one table.
+"""The Ray Data stage: score many models on a whole suite in one job, keep per-item records, write one table.
 
-    OUTPUT/records/<model id>/<group>.parquet   per-item records, each file written when its last row has arrived
+    OUTPUT/records/<model id>/<group>.parquet   per-item records (`record_store`)
+    OUTPUT/records/<model id>/lm_eval.json      values of lm-evaluation-harness tasks (`lm_eval_job`)
     OUTPUT/metrics.csv                          one row per model
     OUTPUT/evaluation.json                      settings, fingerprints, versions; written last, so its presence means
                                                 that the table is whole
 
-The same call on the same output scores only what is missing or was scored under other settings, rows or weights. OUTPUT
-is written by the calling process alone; model folders must be reachable under the same path from every node. The only
-importer of `ray.data`.
+The same call on the same output scores only the rows that are missing or were scored under other settings, rows or
+weights. OUTPUT is written by the calling process alone; model folders must be reachable under the same path from every
+node. The only importer of `ray.data`.
 """
 
 import csv
 import gc
-import hashlib
 import io
 import json
 import logging
@@ -21,7 +21,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,83 +31,70 @@ import ray.data
 from ray.exceptions import RayError
 from rich.console import Console
 
+from pipelines.lm_eval_job import LmEvalActor, LmEvalTasks, fingerprint, keep_result, read_result
 from pipelines.model_points import ModelPoint, Role, absolute, check_models, discover_run, identity, weight_bytes
 from pipelines.ray_session import start_ray
+from pipelines.record_store import UnitWriter, units_of
 from pipelines.row_progress import RowProgress
 from pipelines.scoring_actor import ScoringActor
-from unlearn_core.data.tofu import Benchmark, open_benchmark
 from unlearn_core.errors import UserError
-from unlearn_core.evaluation import tofu
 from unlearn_core.evaluation.config import EvaluationConfig
-from unlearn_core.evaluation.records import (
-    SCHEMA_VERSION,
-    ItemRecord,
-    from_table,
-    read_metadata,
-    read_parquet,
-    write_parquet,
-)
+from unlearn_core.evaluation.records import ItemRecord, from_table, read_parquet
+from unlearn_core.evaluation.suite import Records, Suite
 from unlearn_core.publish import write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["EvaluationConfig", "ModelPoint", "Role", "discover_run", "evaluate"]
+__all__ = ["EvaluationConfig", "LmEvalTasks", "ModelPoint", "Role", "discover_run", "evaluate"]
 
 EVALUATION = "evaluation.json"
 METRICS = "metrics.csv"
+
+NEAR_TIE = 1e-4
+"""Two largest logits closer than this may change places with the batch or the machine, and the answer with them."""
 
 # A row that kills its actor is retried for ever by Ray Data's defaults; here its fourth death ends the job.
 _MAX_RESTARTS = 3
 _MAX_TASK_RETRIES = 3
 # The rows of a task: enough for full batches, few enough that 800 rows keep two actors busy to the end.
-_ROWS_PER_TASK = {"cpu": 32, "gpu": 256}
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """All rows of one group, scored by one model: what is written and skipped as a whole."""
-
-    model: ModelPoint
-    group: str
-    path: Path
-    fingerprint: str
-    items: tuple[tofu.Item, ...]
+_ROWS_PER_TASK = {"cpu": 128, "gpu": 512}
 
 
 def evaluate(
     models: Sequence[ModelPoint],
-    benchmark_source: str,
-    forget_split: str,
+    suite: Suite,
     output: str | Path,
     config: EvaluationConfig | None = None,
     *,
     actors: int | None = None,
     use_gpu: bool = False,
-    require_forget_quality: bool = False,
+    require_reference: bool = False,
     rows_per_task: int | None = None,
+    lm_eval: LmEvalTasks | None = None,
     console: Console | None = None,
 ) -> "pd.DataFrame":
-    """Score models on the TOFU suite.
+    """Score models on a suite.
 
     Numbers do not depend on `actors`, `use_gpu` or `rows_per_task` except by rounding.
 
     Args:
-        models: what to score. If one has the role `reference`, forget quality of all is computed against it.
-        benchmark_source: as for `open_benchmark`.
-        forget_split: such as `forget10`.
+        models: what to score. If one has the role `reference`, whatever compares with the retrained model does so with
+            it; if one has the role `target`, divergences are from it.
+        suite: what is measured and aggregated.
         output: the evaluation's folder.
         config: settings that change numbers; None for the defaults.
         actors: models in memory at once. None for one per GPU, or one per CPU as far as memory holds them.
         use_gpu: give each actor one GPU.
-        require_forget_quality: a missing reference is an error before any work, not a missing column.
-        rows_per_task: rows handed to an actor at a time; None for 32 on CPU, 256 on GPU.
+        require_reference: a missing reference is an error before any work, not missing columns.
+        rows_per_task: rows handed to an actor at a time; None for 128 on CPU, 512 on GPU.
+        lm_eval: tasks of lm-evaluation-harness to run too; None for none.
         console: where to draw progress; None for silence.
 
     Returns:
         What metrics.csv holds: a row per model in the order given, columns `model`, `run`, `method`, `step`, `role`,
-        `path`, then `tofu.NAMES`. NaN where an aggregate is missing or the model's losses are not finite;
-        evaluation.json says why.
+        `path`, `variant`, then `suite.columns` and those of `lm_eval`. NaN where an aggregate is missing or the
+        model's losses are not finite; evaluation.json says why.
 
     Raises:
         UserError: a mistake in the arguments, found before Ray starts where it can be; more actors than GPUs; a row
@@ -119,65 +105,61 @@ def evaluate(
     output = Path(output)
     if (actors is not None and actors < 1) or (rows_per_task is not None and rows_per_task < 1):
         raise UserError(f"actors is {actors} and rows_per_task {rows_per_task}; expected at least 1, or None")
-    check_models(models, require_forget_quality)
-    benchmark = open_benchmark(benchmark_source)
-    units = _units(models, benchmark, forget_split, output, config)
-    pending = [unit for unit in units if read_metadata(unit.path).get("fingerprint") != unit.fingerprint]
+    check_models(models, require_reference)
+    if lm_eval is not None:
+        from unlearn_core.evaluation.lm_eval_tasks import check_tasks
+
+        check_tasks(lm_eval.tasks, lm_eval.include_path)
+    units = units_of(models, suite, output, config)
     (output / EVALUATION).unlink(missing_ok=True)
     device = "gpu" if use_gpu else "cpu"
+    pending = [writer for writer in (UnitWriter(unit) for unit in units if not unit.whole) if writer.missing]
     if pending:
         start_ray()
         chunks = _chunks(pending, rows_per_task or _ROWS_PER_TASK[device])
-        count = _actor_count(models, config, actors, use_gpu, len(chunks))
-        _score(pending, chunks, config, count, use_gpu, console)
-    rows, missing = _table(models, units)
+        count = _actor_count(models, suite, config, actors, use_gpu, len(chunks))
+        _score(pending, chunks, suite, models, config, count, use_gpu, console)
+    records: dict[str, dict[str, list[ItemRecord]]] = defaultdict(dict)
+    for unit in units:
+        records[unit.model.model_id][unit.group] = read_parquet(unit.path)
+    rows, missing = _table(models, suite, records, config)
+    columns = list(suite.columns)
+    if lm_eval is not None:
+        values = _run_lm_eval(models, suite, lm_eval, output, config, actors, use_gpu, console)
+        more = list(dict.fromkeys(name for point in models for name in values[point.model_id]))
+        rows = [row | {name: values[row["model"]].get(name) for name in more} for row in rows]
+        columns += more
     _write_metrics(output / METRICS, rows)
     about = {
         "status": "complete",
-        "benchmark": benchmark_source,
-        "forget_split": forget_split,
-        "splits": tofu.splits(forget_split),
-        "benchmark_fingerprint": benchmark.fingerprint(tofu.splits(forget_split).values()),
+        "suite": suite.name,
+        "benchmark": suite.source,
+        "forget_split": suite.forget,
+        "benchmark_fingerprint": suite.fingerprint,
+        "compat": config.compat,
         "config": config.model_dump(mode="json"),
-        "reference": next((point.model_id for point in models if point.role == "reference"), None),
+        "reference": next((p.model_id for p in models if p.role == "reference" and not p.variant), None),
+        "target": next((p.model_id for p in models if p.role == "target" and not p.variant), None),
         "models": {point.model_id: identity(point) for point in models},
         "records": {f"{unit.model.model_id}/{unit.group}": unit.fingerprint for unit in units},
         "missing": missing,
+        "near_ties": {model_id: near for model_id, groups in records.items() if (near := _near_ties(groups))},
+        "notes": list(suite.notes),
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers", "ray", "rouge-score", "scipy")},
     }
     write_json(output / EVALUATION, about)
     import pandas as pd
 
-    return pd.DataFrame(rows).astype(dict.fromkeys(tofu.NAMES, float))
+    return pd.DataFrame(rows).astype(dict.fromkeys(columns, float))
 
 
-def _units(
-    models: Sequence[ModelPoint], benchmark: Benchmark, forget_split: str, output: Path, config: EvaluationConfig
-) -> list[_Unit]:
-    """Every (model, group), models outermost, so that an actor meets one model after another."""
-    groups: dict[str, list[tofu.Item]] = defaultdict(list)
-    for item in tofu.tasks(benchmark, forget_split):
-        groups[item.group].append(item)
-    contents = {group: benchmark.fingerprint([split]) for group, split in tofu.splits(forget_split).items()}
-    # The token budget moves numbers by rounding only, so changing it must not throw records away.
-    settings = config.model_dump(mode="json", exclude={"token_budget"})
-    units = []
-    for point in models:
-        model = identity(point)
-        for group, items in groups.items():
-            facts = [SCHEMA_VERSION, settings, model, group, contents[group]]
-            fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-            path = output / "records" / point.model_id / f"{group}.parquet"
-            units.append(_Unit(point, group, path, fingerprint, tuple(items)))
-    return units
-
-
-def _chunks(units: Sequence[_Unit], rows: int) -> list[pa.Table]:
-    """Tasks of at most `rows` rows of one unit, long questions first so that the last tasks are the short ones."""
+def _chunks(writers: Sequence[UnitWriter], rows: int) -> list[pa.Table]:
+    """Tasks of at most `rows` missing rows of one unit, long prompts first, so that the last tasks are short ones."""
     tables = []
-    for unit in units:
-        order = sorted(range(len(unit.items)), key=lambda i: -len(unit.items[i].row.question))
+    for writer in writers:
+        unit = writer.unit
+        order = sorted(writer.missing, key=lambda i: -len(unit.items[i].prompt) - len(unit.items[i].answer))
         for start in range(0, len(order), rows):
             part = order[start : start + rows]
             tables.append(
@@ -185,6 +167,7 @@ def _chunks(units: Sequence[_Unit], rows: int) -> list[pa.Table]:
                     {
                         "model_id": [unit.model.model_id] * len(part),
                         "path": [absolute(unit.model)] * len(part),
+                        "quantisation": [unit.model.quantisation] * len(part),
                         "group": [unit.group] * len(part),
                         "index": part,
                     }
@@ -194,7 +177,12 @@ def _chunks(units: Sequence[_Unit], rows: int) -> list[pa.Table]:
 
 
 def _actor_count(
-    models: Sequence[ModelPoint], config: EvaluationConfig, actors: int | None, use_gpu: bool, tasks: int
+    models: Sequence[ModelPoint],
+    suite: Suite,
+    config: EvaluationConfig,
+    actors: int | None,
+    use_gpu: bool,
+    tasks: int,
 ) -> int:
     cluster = ray.cluster_resources()
     if use_gpu:
@@ -209,41 +197,92 @@ def _actor_count(
         return min(actors, tasks)
     # A file may hold bf16 and be read as fp32; a quarter on top for activations and the interpreter.
     copies = 2 if config.dtype == "fp32" else 1
-    need = max(1, max(weight_bytes(point) for point in models)) * copies * 1.25
+    held = 2 if any(item.kl for item in suite.items) else 1
+    need = max(1, max(weight_bytes(point) for point in models)) * copies * held * 1.25
     return max(1, min(int(cluster["CPU"]), int(cluster.get("memory", math.inf) // need), tasks))
 
 
 def _score(
-    units: Sequence[_Unit],
+    writers: Sequence[UnitWriter],
     chunks: Sequence[pa.Table],
+    suite: Suite,
+    models: Sequence[ModelPoint],
     config: EvaluationConfig,
     actors: int,
     use_gpu: bool,
     console: Console | None,
 ) -> None:
-    """One Ray Data job over all units; writes each unit's file when its last row has arrived."""
+    """One Ray Data job over all missing rows; each arriving block is kept on disk."""
     cpus = ray.cluster_resources()["CPU"]
-    items = {unit.group: unit.items for unit in units}
-    with _ray_data_settings(), RowProgress("evaluate", sum(len(unit.items) for unit in units), console) as progress:
-        actor_options: dict[str, Any] = {
-            # Half of the logical CPUs stay free whatever the machine, so the job cannot wait for itself.
-            "num_cpus": min(0.5, math.floor(1e4 * cpus / (2 * actors)) / 1e4),
-            "num_gpus": 1 if use_gpu else None,
-            "max_restarts": _MAX_RESTARTS,
-            "max_task_retries": _MAX_TASK_RETRIES,
-        }
-        with warnings.catch_warnings():
-            # Finite retries have no other way in than the free keywords, which Ray 2.60 announces to drop in 2.64.
-            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-            scored = ray.data.from_arrow(list(chunks)).map_batches(
-                ScoringActor,
-                fn_constructor_args=[items, config, max(1, int(cpus) // actors), use_gpu],
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-                **actor_options,
-            )
-        _collect(units, _tables(scored), progress)
+    target = next((absolute(point) for point in models if point.role == "target" and not point.variant), None)
+    rows = sum(len(writer.missing) for writer in writers)
+    kept = sum(len(writer.unit.items) for writer in writers) - rows
+    if kept and console is not None:
+        console.print(f"evaluate: {kept} rows were scored before an interruption and are kept", highlight=False)
+    with _ray_data_settings(), RowProgress("evaluate", rows, console) as progress:
+        arguments = [suite.groups, config, max(1, int(cpus) // actors), use_gpu, target]
+        _collect(writers, _mapped(chunks, ScoringActor, arguments, actors, use_gpu), progress)
+
+
+def _run_lm_eval(
+    models: Sequence[ModelPoint],
+    suite: Suite,
+    tasks: LmEvalTasks,
+    output: Path,
+    config: EvaluationConfig,
+    actors: int | None,
+    use_gpu: bool,
+    console: Console | None,
+) -> dict[str, dict[str, float]]:
+    """Values by model; a model whose values are there is not run again."""
+    wanted = {point.model_id: fingerprint(point, tasks, config) for point in models}
+    kept = {point.model_id: read_result(output, point, wanted[point.model_id]) for point in models}
+    found = {model_id: values for model_id, values in kept.items() if values is not None}
+    pending = {point.model_id: point for point in models if point.model_id not in found}
+    if not pending:
+        return found
+    start_ray()
+    count = _actor_count(models, suite, config, actors, use_gpu, len(pending))
+    names = ("model_id", "path", "quantisation")
+    tables = [
+        pa.table(dict(zip(names, ([point.model_id], [absolute(point)], [point.quantisation]), strict=True)))
+        for point in pending.values()
+    ]
+    threads = max(1, int(ray.cluster_resources()["CPU"]) // count)
+    with _ray_data_settings(), RowProgress(f"lm-eval {', '.join(tasks.tasks)}", len(pending), console) as progress:
+        for table in _mapped(tables, LmEvalActor, [tasks, config, threads, use_gpu], count, use_gpu):
+            for row in table.to_pylist():
+                model_id = row["model_id"]
+                found[model_id] = json.loads(row["values"])
+                keep_result(output, pending[model_id], wanted[model_id], found[model_id])
+                progress.advance(1, model_id)
+    return found
+
+
+def _mapped(
+    tables: Sequence[pa.Table], actor: type, arguments: list[Any], actors: int, use_gpu: bool
+) -> Iterator[pa.Table]:
+    """Each table through an actor of a pool, in the order in which they are done."""
+    cpus = ray.cluster_resources()["CPU"]
+    options: dict[str, Any] = {
+        # Half of the logical CPUs stay free whatever the machine, so the job cannot wait for itself.
+        "num_cpus": min(0.5, math.floor(1e4 * cpus / (2 * actors)) / 1e4),
+        "num_gpus": 1 if use_gpu else None,
+        "max_restarts": _MAX_RESTARTS,
+        "max_task_retries": _MAX_TASK_RETRIES,
+    }
+    with warnings.catch_warnings():
+        # Finite retries have no other way in than the free keywords, which Ray 2.60 announces to drop in 2.64.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        mapped = ray.data.from_arrow(list(tables)).map_batches(
+            actor,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+            **options,
+        )
+    return _tables(mapped)
 
 
 def _tables(scored: Any) -> Iterator[pa.Table]:
@@ -263,23 +302,17 @@ def _tables(scored: Any) -> Iterator[pa.Table]:
     raise UserError(mistake)
 
 
-def _collect(units: Sequence[_Unit], tables: Iterator[pa.Table], progress: RowProgress) -> None:
-    """Sort arriving rows into units and write each unit that is whole, rows in the order of its split."""
-    open_units = {(unit.model.model_id, unit.group): unit for unit in units}
-    arrived: dict[tuple[str, str], dict[str, ItemRecord]] = defaultdict(dict)
+def _collect(writers: Sequence[UnitWriter], tables: Iterator[pa.Table], progress: RowProgress) -> None:
+    """Hand arriving rows to their units."""
+    open_units = {(writer.unit.model.model_id, writer.unit.group): writer for writer in writers}
     for table in tables:
         model_ids = table["model_id"].to_pylist()
+        arrived: dict[tuple[str, str], list[ItemRecord]] = defaultdict(list)
         for model_id, record in zip(model_ids, from_table(table), strict=True):
-            key = (model_id, record.group)
-            # Keyed by item: a row delivered twice counts once.
-            if key in open_units:
-                arrived[key][record.item_id] = record
-        for key in set(zip(model_ids, table["group"].to_pylist(), strict=True)):
-            unit = open_units.get(key)
-            if unit is not None and len(arrived[key]) == len(unit.items):
-                records = arrived.pop(key)
-                ordered = [records[item.row.item_id] for item in unit.items]
-                write_parquet(unit.path, ordered, {"fingerprint": unit.fingerprint, "model_id": unit.model.model_id})
+            arrived[model_id, record.group].append(record)
+        for key, records in arrived.items():
+            # A unit that is whole already gets nothing more: its rows would be a task that was run twice.
+            if key in open_units and open_units[key].add(records):
                 del open_units[key]
         progress.advance(table.num_rows, model_ids[-1])
     assert not open_units, f"Ray Data ended without all rows of {sorted(open_units)}"
@@ -306,26 +339,25 @@ def _ray_data_settings() -> Iterator[None]:
             handler.setLevel(level)
 
 
-def _table(models: Sequence[ModelPoint], units: Sequence[_Unit]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _table(
+    models: Sequence[ModelPoint], suite: Suite, records: Mapping[str, Records], config: EvaluationConfig
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of metrics.csv, and per model the aggregates that are missing with the reason."""
-    records: dict[str, dict[str, list[ItemRecord]]] = defaultdict(dict)
-    for unit in units:
-        records[unit.model.model_id][unit.group] = read_parquet(unit.path)
     reference = None
     for point in models:
-        if point.role == "reference":
+        if point.role == "reference" and not point.variant:
             problem = _non_finite(records[point.model_id])
             if problem:
                 raise UserError(f"the reference '{point.model_id}' cannot be compared with: {problem}")
-            reference = tofu.truth_ratios(records[point.model_id]["forget"])
+            reference = records[point.model_id]
     rows, missing = [], {}
     for point in models:
-        groups = records[point.model_id]
-        problem = _non_finite(groups)
+        problem = _non_finite(records[point.model_id])
         if problem:
-            values, missing[point.model_id] = dict.fromkeys(tofu.NAMES, math.nan), dict.fromkeys(tofu.NAMES, problem)
+            values = dict.fromkeys(suite.columns, math.nan)
+            missing[point.model_id] = dict.fromkeys(suite.columns, problem)
         else:
-            result = tofu.aggregate(groups, reference)
+            result = suite.aggregate(records[point.model_id], reference, config.compat)
             values, missing[point.model_id] = result.values, result.missing
         rows.append(
             {
@@ -335,13 +367,20 @@ def _table(models: Sequence[ModelPoint], units: Sequence[_Unit]) -> tuple[list[d
                 "step": point.step,
                 "role": point.role,
                 "path": absolute(point),
-                **{name: values.get(name) for name in tofu.NAMES},
+                "variant": point.variant,
+                **{name: values.get(name) for name in suite.columns},
             }
         )
     return rows, missing
 
 
-def _non_finite(groups: Mapping[str, Sequence[ItemRecord]]) -> str | None:
+def _near_ties(groups: Records) -> list[str]:
+    """Items whose greedy answer has a token that another batch or machine may choose otherwise."""
+    rows = [record for records in groups.values() for record in records]
+    return [row.item_id for row in rows if row.smallest_margin is not None and row.smallest_margin < NEAR_TIE]
+
+
+def _non_finite(groups: Records) -> str | None:
     """What is wrong with a model whose losses are NaN or infinite (it has diverged); None if all are finite."""
     rows = [record for records in groups.values() for record in records]
     bad = [

@@ -15,6 +15,8 @@ from unlearn_core.frontier import AXES, Axis
 ROLES = ("target", "reference", "checkpoint")
 IDENTITY = ("model", "run", "method", "step", "role", "path")
 """Columns of metrics.csv that say which model a row is; all others are aggregates."""
+UTILITY = {"tofu": "model_utility", "muse": "retain_knowmem_ROUGE", "own_files": "retain_utility"}
+"""What stands for utility in each suite."""
 SHARED = ("benchmark", "forget_split")
 """Fields of evaluation.json that must agree before numbers may stand in one figure."""
 
@@ -93,6 +95,17 @@ def read_evaluations(folders: Sequence[Path], needed: Sequence[str]) -> tuple[li
     return _distinguish_runs(kept), settings, len(every) - len(kept)
 
 
+def usual_utility(folders: Sequence[Path]) -> str:
+    """Utility column of the first evaluation's suite; TOFU's for an evaluation that does not name its suite.
+
+    Raises:
+        UserError: no folder, or one that is no whole evaluation.
+    """
+    if not folders:
+        raise UserError("No evaluation given; name at least one folder that `unlearn evaluate` wrote.")
+    return UTILITY.get(str(_read_settings(Path(folders[0])).get("suite")), "model_utility")
+
+
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / "evaluation.json"
     if not path.is_file():
@@ -112,11 +125,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def _shared_settings(contents: dict[Path, dict[str, Any]]) -> dict[str, str]:
     # Two folders of data can go by one name; the fingerprint of the rows tells them apart.
-    for field in (*SHARED, "benchmark_fingerprint"):
+    for field in (*SHARED, "benchmark_fingerprint", "compat"):
         where: dict[str, list[str]] = defaultdict(list)
         for folder, content in contents.items():
             if field in content:
-                where[content[field]].append(str(folder))
+                where[str(content[field])].append(str(folder))
         if len(where) > 1:
             named = "; ".join(f"{value!r} in {', '.join(folders)}" for value, folders in where.items())
             raise UserError(f"The evaluations differ in {field}: {named}. Draw one frontier for each {field}.")
@@ -137,7 +150,12 @@ def _read_metrics(folder: Path, content: dict[str, Any], needed: Sequence[str]) 
                 f"{', '.join(sorted(set(AXES) & set(reader.fieldnames or ()))) or 'none'}."
             )
         missing = content.get("missing", {})
-        models = [_row(str(folder), f"{path}:{reader.line_num}", row, missing.get(row["model"], {})) for row in reader]
+        # A model under attack is no point of its own: it is the same model.
+        models = [
+            _row(str(folder), f"{path}:{reader.line_num}", row, missing.get(row["model"], {}))
+            for row in reader
+            if not row.get("variant")
+        ]
     names = [model.model for model in models]
     if len(set(names)) < len(names):
         twice = next(name for n, name in enumerate(names) if name in names[:n])

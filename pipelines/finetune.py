@@ -16,9 +16,11 @@ from rich.console import Console
 from pipelines.train import train
 from unlearn_core.config import BatchConfig, FinetuneConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn_core.data.config import DataConfig
-from unlearn_core.data.tofu import Benchmark, open_benchmark
+from unlearn_core.data.muse import MuseTexts
+from unlearn_core.data.rows import Document, Row
+from unlearn_core.data.tofu import Benchmark
 from unlearn_core.data.tokenization import train_tokenizer
-from unlearn_core.data.training import collect_rows
+from unlearn_core.data.training import collect_rows, open_rows
 from unlearn_core.errors import DivergedError, UserError
 from unlearn_core.models import build_small_llama, check_model_source
 from unlearn_core.preflight import preflight
@@ -59,7 +61,7 @@ def finetune(config: FinetuneConfig, output: Path, console: Console | None = Non
 
 def _run(config: FinetuneConfig, name: str, start: str) -> RunConfig:
     splits = config.target if name == "target" else config.reference
-    rows = len(collect_rows(open_benchmark(config.benchmark), splits))
+    rows = len(collect_rows(open_rows(config.benchmark), splits))
     return RunConfig(
         name=f"{config.name}-{name}",
         seed=config.seed,
@@ -98,7 +100,7 @@ def _initial_model(config: FinetuneConfig, output: Path) -> str:
         return str(folder)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty and holds no earlier fine-tune. Choose another --output.")
-    benchmark = open_benchmark(config.benchmark)
+    benchmark = open_rows(config.benchmark)
     tokenizer = train_tokenizer(_texts(benchmark), config.model.build.vocab_size)
     model = build_small_llama(config.model.build, tokenizer, config.seed)
 
@@ -110,7 +112,7 @@ def _initial_model(config: FinetuneConfig, output: Path) -> str:
     return str(folder)
 
 
-def _texts(benchmark: Benchmark) -> list[str]:
+def _texts(benchmark: Benchmark | MuseTexts) -> list[str]:
     """Every text of every split, once.
 
     A tokenizer trained on the taught rows alone would cut held-out and wrong answers into more pieces, and so tell
@@ -118,8 +120,10 @@ def _texts(benchmark: Benchmark) -> list[str]:
     """
     texts: dict[str, None] = {}
     for row in collect_rows(benchmark, benchmark.splits):
-        wrong = row.perturbed_answers
-        for text in (row.question, row.answer, row.paraphrased_answer, *wrong):
-            if text is not None:
-                texts[text] = None
+        held = (row.text,) if isinstance(row, Document) else _of_question(row)
+        texts.update(dict.fromkeys(text for text in held if text is not None))
     return list(texts)
+
+
+def _of_question(row: Row) -> tuple[str | None, ...]:
+    return (row.question, row.answer, row.paraphrased_answer, *row.perturbed_answers)

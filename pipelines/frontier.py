@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from pipelines.evaluated_models import Evaluated, read_evaluations
+from pipelines.evaluated_models import Evaluated, read_evaluations, usual_utility
 from pipelines.frontier_plot import Panel, Trajectory, draw, save
 from unlearn_core.errors import MissingPackageError, UserError
 from unlearn_core.frontier import AXES, LOG10_FLOOR, Axis, axis, non_dominated
@@ -126,7 +126,7 @@ def frontier(
     evaluations: Sequence[Path],
     output: Path,
     forgetting: str = "extraction_strength",
-    utility: str = "model_utility",
+    utility: str | None = None,
     reference_point: tuple[float, float] | None = None,
 ) -> FrontierSummary:
     """Write OUTPUT/frontier.csv, frontier.png, frontier.svg and, last, summary.json.
@@ -135,7 +135,8 @@ def frontier(
         evaluations: folders that `unlearn evaluate` wrote, all of one benchmark and forget split.
         output: folder for the files; older files of these names are replaced.
         forgetting: column of a forgetting axis (`unlearn_core.frontier.AXES`).
-        utility: column of a utility axis.
+        utility: column of a utility axis; None takes the suite's own: model_utility for TOFU, retain_knowmem_ROUGE for
+            MUSE, retain_utility for own files.
         reference_point: (forgetting, utility) after the axes' transforms, where both are better when higher; None
             takes the axes' own, (0, 0) for the default pair.
 
@@ -147,7 +148,9 @@ def frontier(
             reference point that no checkpoint could be beyond.
         MissingPackageError: moocore or matplotlib is not installed.
     """
-    forgetting_axis, utility_axis = axis(forgetting, "forgetting"), axis(utility, "utility")
+    forgetting_axis = axis(forgetting, "forgetting")
+    utility = utility or usual_utility(evaluations)
+    utility_axis = axis(utility, "utility")
     reference_2 = _reference(reference_point, forgetting_axis, utility_axis)
     output = Path(output)
     if output.exists() and not output.is_dir():

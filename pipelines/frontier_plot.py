@@ -86,7 +86,7 @@ def draw(panels: Sequence[Panel]) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError("The frontier's figure needs matplotlib: pip install matplotlib") from error
-    styles = _styles({run.method for panel in panels for run in panel.trajectories})
+    styles = method_styles({run.method for panel in panels for run in panel.trajectories})
     with rc_context(RC):
         figure = Figure(figsize=(4.3, 3.9) if len(panels) == 1 else (3.6 * len(panels), 3.7), layout="constrained")
         FigureCanvasAgg(figure)
@@ -106,7 +106,7 @@ def draw(panels: Sequence[Panel]) -> "Figure":
     return figure
 
 
-def _styles(drawn: set[str]) -> dict[str, tuple[str, str]]:
+def method_styles(drawn: set[str]) -> dict[str, tuple[str, str]]:
     """(colour, marker) of each method drawn; a method of this package has the same one in every figure."""
     known = [name for name in methods() if name != "finetune"]
     order = known + sorted(drawn - set(known))

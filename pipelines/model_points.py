@@ -13,6 +13,7 @@ from unlearn_core.models import check_model_source
 from unlearn_core.publish import MARKER, is_complete
 
 Role = Literal["target", "reference", "checkpoint"]
+Quantisation = Literal["none", "int8", "nf4"]
 
 _IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model")
 
@@ -28,6 +29,8 @@ class ModelPoint:
         method: unlearning method, or `finetune`.
         step: optimizer steps of that run.
         role: `target` (before unlearning), `reference` (never saw the forget data), `checkpoint` (any other).
+        quantisation: how its weights are held: `none`, `int8` or `nf4` (4 bits).
+        variant: what was done to the model before it was scored, such as an attack; "" for nothing.
     """
 
     model_id: str
@@ -36,6 +39,8 @@ class ModelPoint:
     method: str
     step: int
     role: Role = "checkpoint"
+    quantisation: Quantisation = "none"
+    variant: str = ""
 
 
 def discover_run(run_folder: str | Path, role: Role | None = None) -> list[ModelPoint]:
@@ -81,12 +86,12 @@ def discover_run(run_folder: str | Path, role: Role | None = None) -> list[Model
     ]
 
 
-def check_models(models: Sequence[ModelPoint], require_forget_quality: bool) -> None:
+def check_models(models: Sequence[ModelPoint], require_reference: bool) -> None:
     """Find every mistake in a list of models before a worker starts.
 
     Args:
         models: the list.
-        require_forget_quality: whether a reference must be among them.
+        require_reference: whether a reference must be among them.
 
     Raises:
         UserError: no model, an id twice or unfit as a folder name, an unknown role, more than one reference or a
@@ -110,12 +115,14 @@ def check_models(models: Sequence[ModelPoint], require_forget_quality: bool) -> 
         if point.role not in get_args(Role):
             raise UserError(f"{point.model_id}: unknown role '{point.role}'; expected one of {get_args(Role)}")
         check_model_source(point.path)
-    references = [point.model_id for point in models if point.role == "reference"]
-    if len(references) > 1:
-        raise UserError(f"{len(references)} models have the role 'reference' ({', '.join(references)}); expected one")
-    if require_forget_quality and not references:
+    for role in ("reference", "target"):
+        named = [point.model_id for point in models if point.role == role and not point.variant]
+        if len(named) > 1:
+            raise UserError(f"{len(named)} models have the role '{role}' ({', '.join(named)}); expected one")
+    references = [point.model_id for point in models if point.role == "reference" and not point.variant]
+    if require_reference and not references:
         raise UserError(
-            "forget quality was asked for, but no model has the role 'reference'; add the model that was trained "
+            "no model has the role 'reference', which a comparison was asked for with; add the model that was trained "
             "without the forget data"
         )
 
@@ -132,8 +139,9 @@ def identity(point: ModelPoint) -> dict[str, Any]:
         The folder's path, its marker's content (None without one) and name, size and modification time of its files.
         For a hub name, the name: a hub model that changes under its name is not noticed.
     """
+    held = {} if point.quantisation == "none" else {"quantisation": point.quantisation}
     if not looks_like_path(point.path):
-        return {"hub": point.path}
+        return {"hub": point.path, **held}
     folder = Path(point.path).expanduser().resolve()
     files = sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern)})
     stats = [(path.name, path.stat()) for path in files]
@@ -141,6 +149,7 @@ def identity(point: ModelPoint) -> dict[str, Any]:
         "path": str(folder),
         "marker": _read_object(folder / MARKER, "unreadable marker") if is_complete(folder) else None,
         "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        **held,
     }
 
 

@@ -6,13 +6,14 @@ from typing import cast
 import pyarrow as pa
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from unlearn_core.data.tokenization import Formatter, load_tokenizer
 from unlearn_core.evaluation.config import EvaluationConfig
-from unlearn_core.evaluation.engine import score_items
+from unlearn_core.evaluation.engine import measure
+from unlearn_core.evaluation.items import Item
 from unlearn_core.evaluation.records import to_table
-from unlearn_core.evaluation.tofu import Item
 from unlearn_core.models import load_model
 
 
@@ -24,10 +25,17 @@ class ScoringActor:
         config: how to score.
         threads: CPU threads of this actor.
         use_gpu: whether to score on the GPU that Ray gave this actor.
+        target: folder or hub name of the model before unlearning, for items that compare with it; None for none. It
+            stays in memory from the first such task on.
     """
 
     def __init__(
-        self, items: Mapping[str, Sequence[Item]], config: EvaluationConfig, threads: int, use_gpu: bool
+        self,
+        items: Mapping[str, Sequence[Item]],
+        config: EvaluationConfig,
+        threads: int,
+        use_gpu: bool,
+        target: str | None = None,
     ) -> None:
         # The loading bars of every actor would only fill Ray's log files.
         disable_progress_bar()
@@ -35,32 +43,49 @@ class ScoringActor:
         self._items = items
         self._config = config
         self._device = "cuda" if use_gpu else "cpu"
-        self._path: str | None = None
+        self._target_path = target
+        self._target: PreTrainedModel | None = None
+        self._loaded: tuple[str, str] | None = None
 
     def __call__(self, task: pa.Table) -> pa.Table:
         """Score one task.
 
         Args:
-            task: rows of one model and one group; columns `model_id`, `path`, `group`, `index`.
+            task: rows of one model and one group; columns `model_id`, `path`, `quantisation`, `group`, `index`.
 
         Returns:
             Their records with a column `model_id`, in the order of the task.
         """
-        model_id, path, group = (task[name][0].as_py() for name in ("model_id", "path", "group"))
-        self._load(path)
+        names = ("model_id", "path", "quantisation", "group")
+        model_id, path, quantisation, group = (task[name][0].as_py() for name in names)
+        self._load(path, quantisation)
         items = [self._items[group][index] for index in task["index"].to_pylist()]
-        return to_table(score_items(self._model, self._formatter, items, self._config), model_id=model_id)
+        target = self._target_model() if any(item.kl for item in items) else None
+        records = measure(self._model, self._formatter, items, self._config, target)
+        return to_table(records, model_id=model_id)
 
-    def _load(self, path: str) -> None:
-        if path == self._path:
+    def _load(self, path: str, quantisation: str) -> None:
+        if (path, quantisation) == self._loaded:
             return
-        if self._path is not None:
+        if self._loaded is not None:
             # Freed first: two models at a time would need twice the memory.
-            self._path = None
+            self._loaded = None
             del self._model
         config = self._config
         self._formatter = Formatter(load_tokenizer(path), config.style, config.max_length, config.system_prompt)
-        model = load_model(path, config.dtype, config.attention)
+        self._model = self._placed(path, quantisation)
+        self._loaded = (path, quantisation)
+
+    def _target_model(self) -> PreTrainedModel | None:
+        if self._target_path is None:
+            return None
+        if self._loaded == (self._target_path, "none"):
+            return self._model
+        if self._target is None:
+            self._target = self._placed(self._target_path, "none")
+        return self._target
+
+    def _placed(self, path: str, quantisation: str) -> PreTrainedModel:
+        model = load_model(path, self._config.dtype, self._config.attention, quantisation)
         cast(nn.Module, model).to(self._device)
-        self._model = model
-        self._path = path
+        return model

@@ -63,7 +63,7 @@ def test_a_line_of_models_is_a_run(edit, taught, other, tmp_path, command, names
     assert code == 0, told
     assert "models/step-00002" in shown
     points = discover_run(output)
-    check_models(points, require_forget_quality=False)
+    check_models(points, require_reference=False)
     assert [(point.model_id, point.step) for point in points] == [("line-step-00001", 1), ("line-step-00002", 2)]
     assert json.loads((output / "points.json").read_text()) == [{"step": 1, "weight": 0.25}, {"step": 2, "weight": 1.0}]
     old = weights(taught)
@@ -108,7 +108,7 @@ def test_a_slug_search_is_a_run(edit, taught, tmp_path, export):
     exported = [point for point in points if point["exported"]]
     assert len(exported) == {"layers": 2, "best": 1, "all": 6}[export]
     models = discover_run(output)
-    check_models(models, require_forget_quality=False)
+    check_models(models, require_reference=False)
     assert [(model.run, model.method, model.step) for model in models] == [("one", "slug", p["step"]) for p in exported]
     old = weights(taught)
     for point in exported:

@@ -28,7 +28,7 @@ class Axis:
         column: name of the aggregate in metrics.csv.
         kind: whether it measures forgetting (on the forget set) or utility (everything else).
         label: axis label of figures; names the transform.
-        direction: which way the raw column is better: "higher" or "lower".
+        direction: which way the raw column is better: "higher", "lower", or "zero" for the closer to 0 the better.
         transform: what `value` does to the raw number.
         raw_limits: range of the raw column.
         limits: range after the transform.
@@ -38,8 +38,8 @@ class Axis:
     column: str
     kind: Literal["forgetting", "utility"]
     label: str
-    direction: Literal["higher", "lower"]
-    transform: Literal["identity", "one_minus", "log10"]
+    direction: Literal["higher", "lower", "zero"]
+    transform: Literal["identity", "one_minus", "log10", "closeness"]
     raw_limits: tuple[float, float] = (0.0, 1.0)
     limits: tuple[float, float] = (0.0, 1.0)
     reference: float = 0.0
@@ -62,6 +62,8 @@ class Axis:
         raw = min(max(raw, low), high)
         if self.transform == "one_minus":
             return 1.0 - raw
+        if self.transform == "closeness":
+            return 1.0 - min(abs(raw), 100.0) / 100.0
         if self.transform == "log10":
             return max(math.log10(raw), LOG10_FLOOR) if raw > 0 else LOG10_FLOOR
         return raw
@@ -88,9 +90,22 @@ AXES: dict[str, Axis] = {
             limits=(LOG10_FLOOR, 0.0),
             reference=LOG10_FLOOR,
         ),
+        _memorised("forget_verbmem_ROUGE", "verbatim memorisation (ROUGE-L F1)"),
+        _memorised("forget_knowmem_ROUGE", "knowledge of the forget set (ROUGE-L F1)"),
+        Axis(
+            "privleak",
+            "forgetting",
+            "1 \N{MINUS SIGN} |PrivLeak| / 100",
+            "zero",
+            "closeness",
+            raw_limits=(-100.0, math.inf),
+        ),
         Axis("model_utility", "utility", "Model utility", "higher", "identity"),
         Axis("retain_Q_A_Prob", "utility", "Retain answer probability", "higher", "identity"),
         Axis("retain_Q_A_ROUGE", "utility", "Retain ROUGE-L recall", "higher", "identity"),
+        Axis("retain_Truth_Ratio", "utility", "Retain truth ratio", "higher", "identity"),
+        Axis("retain_knowmem_ROUGE", "utility", "Knowledge of the retain set (ROUGE-L F1)", "higher", "identity"),
+        Axis("retain_utility", "utility", "Retain utility (probability and ROUGE)", "higher", "identity"),
     )
 }
 """Every column that can be an axis, by its name in metrics.csv."""

@@ -1,8 +1,11 @@
 """Load causal language models safely, check their folders early, and build small Llamas from a seed."""
 
 import json
+import logging
+from copy import copy
+from functools import cache
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -21,6 +25,9 @@ from unlearn_core.errors import MissingPackageError, UserError
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Names of the number formats that models are held in."""
+
+QUANTISATIONS = ("none", "int8", "nf4")
+"""How the weights of linear layers are held: as they are, LLM.int8() (arXiv 2208.07339), NormalFloat (2305.14314)."""
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -61,24 +68,33 @@ def check_model_source(name_or_folder: str) -> None:
             raise UserError(f"{path} is no whole safetensors file ({error}); copy it again") from error
 
 
-def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa") -> PreTrainedModel:
+def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa", quantisation: str = "none") -> PreTrainedModel:
     """Load a causal language model from safetensors, on the CPU, in evaluation mode. No code of its own is run.
+
+    A quantised model is for evaluation only. Linear layers inside its blocks hold rounded weights; embeddings, norms
+    and the output layer keep `dtype`, as transformers leaves them. `nf4` rounds weights alone (4 bits, one scale for 64
+    of them) and computes in `dtype`. `int8` (8 bits, a scale for each output) also rounds the layers' inputs, to fp16
+    and then to 8 bits, but for channels that hold a value of magnitude 6 or more. Those are found for the rows of a
+    batch together, so where they occur a row's numbers depend on its batch, by less than the rounding changes them.
 
     Args:
         name_or_folder: a model's folder or a hub name.
         dtype: `fp32` or `bf16`, whatever the file holds.
         attention: `sdpa`, `eager` or `flash_attention_2` (needs the package `flash-attn` and a GPU).
+        quantisation: one of `QUANTISATIONS`, whatever the file holds; the model may be moved to a GPU afterwards.
 
     Returns:
         The model with every weight taken from the file.
 
     Raises:
-        UserError: unknown dtype, what `check_model_source` finds, no such hub model or no network, no safetensors
-            weights, weights that do not fit the architecture, or an attention that the model does not have.
-        MissingPackageError: the attention needs a package that is not installed.
+        UserError: unknown dtype or quantisation, what `check_model_source` finds, no such hub model or no network, no
+            safetensors weights, weights that do not fit the architecture, an attention that the model does not have, or
+            no linear layer to quantise.
+        MissingPackageError: the attention or the quantisation needs a package that is not installed.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}")
+    how = _quantised(quantisation, DTYPES[dtype])
     check_model_source(name_or_folder)
     place = str(Path(name_or_folder).expanduser()) if looks_like_path(name_or_folder) else name_or_folder
     try:
@@ -89,6 +105,7 @@ def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa") -> PreT
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **how,
         )
     except ImportError as error:
         raise MissingPackageError(f"attention '{attention}' for '{name_or_folder}': {error}; or use 'sdpa'") from error
@@ -102,7 +119,71 @@ def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa") -> PreT
             f"'{name_or_folder}' has no weights for {len(missing)} tensors of {type(model).__name__} "
             f"(first: {missing[0]}); it is no whole causal language model"
         )
+    if quantisation != "none":
+        _settle_quantised(model, f"'{name_or_folder}' ({type(model).__name__})")
     return model
+
+
+def _quantised(quantisation: str, compute: torch.dtype) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that quantise."""
+    if quantisation not in QUANTISATIONS:
+        raise UserError(f"unknown quantisation '{quantisation}'; expected one of {', '.join(QUANTISATIONS)}")
+    if quantisation == "none":
+        return {}
+    # One line for every matrix product otherwise, to say that its input is cast to fp16; and one at the import, on a
+    # CPU with bf16 instructions, about a kernel that is not used here.
+    for name in ("bitsandbytes.autograd._functions", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        import accelerate  # noqa: F401
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"quantisation '{quantisation}' needs the packages 'bitsandbytes' and 'accelerate' "
+            f"(pip install 'unlearn[quantisation]'): {error}"
+        ) from error
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if quantisation == "int8"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    )
+    # Without a map transformers takes the current GPU, and callers choose the device themselves.
+    return {"quantization_config": settings, "device_map": {"": "cpu"}}
+
+
+def _settle_quantised(model: PreTrainedModel, what: str) -> None:
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit | Linear8bitLt)]
+    if not layers:
+        raise UserError(f"{what} has no linear layer that bitsandbytes can quantise; evaluate it unquantised")
+    for layer in layers:
+        if isinstance(layer, Linear4bit):
+            # On a CPU with bf16 instructions the layer would else compute in bf16, fp32 asked for or not.
+            layer.support_avx512bf16_for_cpu = False
+            if layer.in_features % cast(Any, layer.weight).blocksize:
+                layer.__class__ = _straddling_linear()
+
+
+@cache
+def _straddling_linear() -> type:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    class StraddlingLinear4bit(Linear4bit):
+        """For a width over whose rows the blocks of one scale run on.
+
+        bitsandbytes 0.50.2 on a CPU with AVX-512 reads wrong scales for such a matrix where the width is a multiple of
+        32, and right ones for the same numbers in a single row.
+        """
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            row = copy(cast(Any, self.weight).quant_state)
+            row.shape = torch.Size((1, self.out_features * self.in_features))
+            weight_OI = dequantize_4bit(self.weight.data, row).reshape(self.out_features, self.in_features)
+            return torch.nn.functional.linear(x, weight_OI.to(x.dtype), self.bias)
+
+    return StraddlingLinear4bit
 
 
 def build_without_weights(name_or_folder: str) -> PreTrainedModel:

@@ -93,7 +93,7 @@ def test_unknown_splits_and_probes_list_the_valid_ones(as_on_the_hub):
         ('{"text": "a"}\n\n{"text": " "}', r"forget\.jsonl:3: 'text' is empty"),
         ('{"text": 4}', r"forget\.jsonl:1: 'text' must be a text, found a int"),
         ("3", r"forget\.jsonl:1: expected a text or an object with 'text', found a int"),
-        ("", "'raw/forget' of .* holds no documents"),
+        ("", "'raw/forget' of .* holds no rows"),
     ],
 )
 def test_malformed_documents(tmp_path, content, says):

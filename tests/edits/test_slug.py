@@ -25,7 +25,7 @@ from unlearn_core.edits.slug import (
     weight_matrices,
 )
 from unlearn_core.errors import UserError
-from unlearn_core.evaluation.scorer import Score, score_answers
+from unlearn_core.evaluation.scoring import Score, score_examples
 from unlearn_core.models import load_model
 
 
@@ -81,7 +81,7 @@ def test_degenerate_measures():
 
 
 def test_probability_and_loss_by_hand():
-    scores = [Score(math.log(2), 1, (True,)), Score(math.log(4), 3, (True,) * 3)]
+    scores = [Score((-math.log(2),), (True,)), Score((-math.log(4),) * 3, (True,) * 3)]
     assert mean_probability(scores) == pytest.approx(0.375)  # rows count alike
     assert mean_loss(scores) == pytest.approx((math.log(2) + 3 * math.log(4)) / 4)  # tokens count alike
 
@@ -207,7 +207,7 @@ def test_a_point_can_be_made_again(model, rows, search):
     with torch.no_grad():
         weight.copy_(edited(weight, result.directions[point.layer], point.scale))
     assert forget_probability(forget, 4096)(again) == pytest.approx(point.forget, rel=1e-5)
-    assert mean_loss(score_answers(again, retain, 4096)) == pytest.approx(point.retain_loss, rel=1e-5)
+    assert mean_loss(score_examples(again, retain, 4096)) == pytest.approx(point.retain_loss, rel=1e-5)
 
 
 def test_a_start_that_forgot_already_is_refused(model, rows):

@@ -25,6 +25,20 @@ def test_truth_ratio_averages_losses_not_probabilities():
     assert ratio == pytest.approx([0.5], rel=1e-9)
 
 
+def test_truth_ratio_of_the_papers_text_averages_probabilities():
+    # Arithmetic mean of 1/2 and 1/8 is 5/16; over 1/2: 5/8. One wrong answer: both means are it.
+    ratios = metrics.truth_ratio([math.log(2)] * 2, [[math.log(2), math.log(8)], [math.log(8)]], average="arithmetic")
+    assert ratios == pytest.approx([0.625, 0.25], rel=1e-9)
+
+
+def test_prob_mean_is_the_share_of_the_right_answer():
+    # 1/2 beside a geometric mean of 1/4: 2/3. 1/8 beside 1/2: 1/5. All impossible: 0.
+    correct, wrong = [math.log(2), math.log(8), 2000.0], [[math.log(2), math.log(8)], [math.log(2)], [2000.0]]
+    assert metrics.prob_mean(correct, wrong) == pytest.approx((2 / 3 + 1 / 5 + 0) / 3, rel=1e-9)
+    # The 1e-10 of the definition shows where probabilities are of its size.
+    assert metrics.prob_mean([math.log(1e10)], [[math.log(1e10)]]) == pytest.approx(1 / 3)
+
+
 def test_truth_ratio_of_impossible_answers_is_zero_and_bounded():
     assert metrics.truth_ratio([2000.0, 2000.0], [[2000.0], [0.0]]).tolist() == [0.0, 1e10]
 
@@ -119,6 +133,9 @@ def test_memorisation_of_no_token_is_an_error():
         lambda bad: metrics.normalised_probability([0.1], [[bad]]),
         lambda bad: metrics.truth_ratio([bad], [[0.1]]),
         lambda bad: metrics.truth_ratio([0.1], [[0.1, bad]]),
+        lambda bad: metrics.truth_ratio([0.1], [[bad]], average="arithmetic"),
+        lambda bad: metrics.prob_mean([bad], [[0.1]]),
+        lambda bad: metrics.prob_mean([0.1], [[0.1, bad]]),
         lambda bad: metrics.closer_to_one([bad]),
         lambda bad: metrics.true_better([bad]),
         lambda bad: metrics.harmonic_mean([1.0, bad]),
@@ -142,5 +159,11 @@ def test_other_inputs_out_of_range_are_errors():
         metrics.closer_to_one([])
     with pytest.raises(ValueError, match="2 and 1 items"):
         metrics.truth_ratio([0.1, 0.2], [[0.1]])
+    with pytest.raises(ValueError, match="1 and 2 items"):
+        metrics.prob_mean([0.1], [[0.1], [0.2]])
+    with pytest.raises(ValueError, match="no values"):
+        metrics.prob_mean([0.1], [[]])
+    with pytest.raises(ValueError, match="expected a list of numbers"):
+        metrics.finite(0.5, "x")
     with pytest.raises(ValueError, match="1 and 2 items"):
         metrics.forget_quality([1.0], [1.0, 2.0])

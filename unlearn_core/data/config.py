@@ -27,8 +27,9 @@ class DataConfig(Strict):
     """Which rows are forgotten and which are kept. An entry that ends in .json, .jsonl or .txt is a file of yours."""
 
     benchmark: str | None = None
-    """`synthetic:SIZE`; TOFU: a folder of its files, or a hub name such as locuslab/TOFU; MUSE: a folder that holds
-    raw/, train/, scal/ or sust/, or a hub name such as muse-bench/MUSE-News. Null where every entry is a file."""
+    """TOFU: `synthetic:SIZE`, a folder of its files, or a hub name such as locuslab/TOFU; MUSE: `synthetic-muse:SIZE`,
+    a folder that holds raw/, train/, scal/ or sust/, or a hub name such as muse-bench/MUSE-News. Null where every entry
+    is a file."""
     forget: tuple[str, ...] = ()
     """Splits and files to forget, for example [forget10], [raw/forget] or [mine.jsonl]. Empty only for plain
     fine-tuning and for `sequential`."""

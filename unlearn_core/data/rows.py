@@ -24,6 +24,7 @@ class Row:
         perturbed_answers: K wrong answers in the paraphrase's wording; empty where the split has none. Order as in the
             file.
         alternate: another answer that the model may give instead; only in a user's own files, else None.
+        paraphrased_question: the same question in other words; None where the split has none.
     """
 
     item_id: str
@@ -32,6 +33,7 @@ class Row:
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
     alternate: str | None = None
+    paraphrased_question: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,8 @@ def parse_row(value: Any, item_id: str, where: str) -> Row:
     """Check one decoded JSON value against the schema.
 
     Keys read: `question`, `answer` (non-empty text), `paraphrased_answer` (text or null, optional),
-    `perturbed_answer` (a list of texts, one text, or null, optional), `alternate` (text or null, optional). Other keys
-    (`option1`, ...) are ignored.
+    `perturbed_answer` (a list of texts, one text, or null, optional), `alternate` and `paraphrased_question` (text or
+    null, optional). Other keys (`option1`, ...) are ignored.
 
     Args:
         value: the decoded value.
@@ -101,6 +103,7 @@ def parse_row(value: Any, item_id: str, where: str) -> Row:
         paraphrased_answer=_optional(value, "paraphrased_answer", where),
         perturbed_answers=tuple(_checked(text, f"perturbed_answer[{k}]", where) for k, text in enumerate(perturbed)),
         alternate=_optional(value, "alternate", where),
+        paraphrased_question=_optional(value, "paraphrased_question", where),
     )
 
 

@@ -121,6 +121,7 @@ class Formatter:
         pad_id: an id to pad with: the tokenizer's, else its end-of-text id, else 0. Masks come from lengths, so it is
             never confused with a token of the text.
         end_ids: ids that end an answer in generation: the end-of-answer token, then end-of-text where it differs.
+        start_ids: the beginning-of-text token where the tokenizer adds one by itself, else empty.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class Formatter:
         self._shared: dict[int, int] = {}
         # Some tokenizers (GPT-2) name a beginning-of-text token that they never add: their models never saw it.
         first = self._ids("x", add_special_tokens=True)[0]
-        self._start = [first] if first == tokenizer.bos_token_id else []
+        self.start_ids = [first] if first == tokenizer.bos_token_id else []
         self.pad_id: int = next((i for i in (pad, eos) if i is not None), 0)
         if style == "plain":
             if eos is None:
@@ -185,7 +186,7 @@ class Formatter:
         if self.style == "chat":
             return self._ids(self._render(self._messages([("user", question)]), add_generation_prompt=True))
         before = f"{self.system_prompt}\n\n" if self.system_prompt else ""
-        return self._start + self._ids(f"{before}Question: {question.strip()}\nAnswer:")
+        return self.start_ids + self._ids(f"{before}Question: {question.strip()}\nAnswer:")
 
     def example(self, item_id: str, question: str, answer: str) -> Example:
         """Tokenise one question and answer.
@@ -265,12 +266,11 @@ class Formatter:
             Pieces of `length` tokens; the last one may be shorter.
         """
         ids = self._ids(text)
-        room = length - len(self._start)
+        room = length - len(self.start_ids)
         # One int object for each token id: a set of 10 million tokens would else hold 10 million of them.
         shared = self._shared
-        return [
-            tuple(shared.setdefault(i, i) for i in (*self._start, *ids[k : k + room])) for k in range(0, len(ids), room)
-        ]
+        starts = range(0, len(ids), room)
+        return [tuple(shared.setdefault(i, i) for i in (*self.start_ids, *ids[k : k + room])) for k in starts]
 
     def _fitting(self, item_id: str, prompt: list[int], labels: list[int]) -> Example:
         length = len(prompt) + len(labels)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 from transformers import PreTrainedTokenizerBase
 
@@ -91,7 +92,33 @@ def training_sets(
     return sets
 
 
-def collect_rows(benchmark: Benchmark, splits: Sequence[str]) -> list[Row]:
+def open_rows(source: str) -> Benchmark | MuseTexts:
+    """Open what `data.benchmark` names, TOFU or MUSE; a split is read when it is asked for.
+
+    Args:
+        source: as in the config: `synthetic:SIZE`, `synthetic-muse:SIZE`, a folder or a hub name.
+
+    Raises:
+        UserError: neither of the two. A hub name is looked up when a split is asked for.
+    """
+    if is_muse(source):
+        return MuseTexts(source)
+    try:
+        return open_benchmark(source)
+    except UserError as error:
+        if inside := corpora(source):
+            raise UserError(
+                f"data.benchmark '{source}' holds MUSE corpora and is none itself; set it to one of: "
+                f"{', '.join(inside)}"
+            ) from error
+        raise
+
+
+@overload
+def collect_rows(benchmark: Benchmark, splits: Sequence[str]) -> list[Row]: ...
+@overload
+def collect_rows(benchmark: MuseTexts, splits: Sequence[str]) -> list[Document]: ...
+def collect_rows(benchmark: Benchmark | MuseTexts, splits: Sequence[str]) -> Sequence[Row | Document]:
     """Rows of several splits, one after the other."""
     return [row for split in splits for row in benchmark.split(split)]
 
@@ -106,17 +133,7 @@ class _Entries:
     def benchmark(self) -> Benchmark | MuseTexts:
         """Opened when first needed: a run on own files alone has none."""
         assert self._source is not None, "checked by DataConfig"
-        if is_muse(self._source):
-            return MuseTexts(self._source)
-        try:
-            return open_benchmark(self._source)
-        except UserError as error:
-            if inside := corpora(self._source):
-                raise UserError(
-                    f"data.benchmark '{self._source}' holds MUSE corpora and is none itself; "
-                    f"set it to one of: {', '.join(inside)}"
-                ) from error
-            raise
+        return open_rows(self._source)
 
     def what_to_set(self, name: str) -> str:
         if self._source is None:

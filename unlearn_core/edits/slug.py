@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from unlearn_core.data.tokenization import IGNORE, Example, collate
 from unlearn_core.errors import UserError
-from unlearn_core.evaluation.scorer import Score, score_answers
+from unlearn_core.evaluation.scoring import Score, score_examples
 
 ITERATIONS = 10
 """Models tried for each candidate layer, at most."""
@@ -241,7 +241,8 @@ def mean_probability(scores: Sequence[Score]) -> float:
 
 def mean_loss(scores: Sequence[Score]) -> float:
     """Negative log-likelihood per label token over all rows, nats; rows count by their label tokens."""
-    return sum(score.avg_loss * score.tokens for score in scores) / sum(score.tokens for score in scores)
+    log_probs = [log_prob for score in scores for log_prob in score.log_probs]
+    return -sum(log_probs) / len(log_probs)
 
 
 def forget_probability(examples: Sequence[Example], token_budget: int) -> Criterion:
@@ -254,7 +255,7 @@ def forget_probability(examples: Sequence[Example], token_budget: int) -> Criter
     Returns:
         model -> value in [0, 1]; 1 means known by heart; NaN where the model's logits are.
     """
-    return lambda model: mean_probability(score_answers(model, examples, token_budget))
+    return lambda model: mean_probability(score_examples(model, examples, token_budget))
 
 
 def slug(
@@ -299,7 +300,7 @@ def slug(
     scored = retain if scored_retain is None else scored_retain
 
     def measure(layer: str, scale: float) -> SlugPoint:
-        value, loss = criterion(model), mean_loss(score_answers(model, scored, token_budget))
+        value, loss = criterion(model), mean_loss(score_examples(model, scored, token_budget))
         finite = math.isfinite(value) and math.isfinite(loss)
         return SlugPoint(layer, scale, value, loss, finite and value <= threshold)
 

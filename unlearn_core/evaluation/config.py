@@ -28,6 +28,29 @@ class EvaluationConfig(BaseModel):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel."""
 
-    token_budget: int = Field(default=8192, ge=1)
+    compat: bool = False
+    """Compute as open-unlearning does where it is wrong, to compare with published numbers; docs/metrics.md lists each
+    place."""
+
+    min_k: float = Field(default=0.4, gt=0, le=1)
+    """Share of the least likely tokens that the min-k attacks look at."""
+
+    gradient_norm: bool = False
+    """Also measure the gradient-norm attack: one backward pass for each forget and holdout row."""
+
+    samples: int = Field(default=0, ge=0)
+    """Sampled answers to each forget question; 0 for none."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Softmax temperature of sampled answers."""
+
+    seed: int = Field(default=0, ge=0)
+    """Seed of sampled answers."""
+
+    token_budget: int | None = Field(default=None, ge=1)
     """Most tokens of one forward pass, padding included (a longer example goes alone). It is a memory bound: numbers
-    change by rounding only."""
+    change by rounding only. None for 8,192 on a GPU and 2,048 on a CPU, where smaller batches stay in its cache."""
+
+    generation_gib: float = Field(default=4.0, gt=0)
+    """Most memory for keys and values while generating, GiB; at least one row is generated at a time. Numbers change by
+    rounding only."""

@@ -8,8 +8,9 @@ Shape suffixes: N items, K perturbed answers of an item (may differ between item
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,16 +57,21 @@ def normalised_probability(correct_N: ArrayLike, perturbed_NK: Sequence[ArrayLik
     return correct / (correct + wrong + EPSILON)
 
 
-def truth_ratio(correct_loss_N: ArrayLike, perturbed_loss_NK: Sequence[ArrayLike]) -> Floats:
-    """How likely the wrong answers are against the right one: `exp(-mean_k l_k) / (exp(-l) + 1e-10)`.
+def truth_ratio(
+    correct_loss_N: ArrayLike,
+    perturbed_loss_NK: Sequence[ArrayLike],
+    average: Literal["geometric", "arithmetic"] = "geometric",
+) -> Floats:
+    """How likely the wrong answers are against the right one: `p_wrong / (exp(-l) + 1e-10)`.
 
-    The mean over the K wrong answers is geometric (a mean of losses), as in TOFU's code; the paper's text has an
-    arithmetic mean.
+    `p_wrong` is `exp(-mean_k l_k)`, a geometric mean over the K wrong answers, in TOFU's code and every published
+    number; the paper's text has the arithmetic mean `mean_k exp(-l_k)`, which is never smaller.
 
     Args:
         correct_loss_N: mean loss per token of the correct answer in the wrong answers' wording (the paraphrase), or of
             the answer itself where a split has no paraphrase; nats, at least 0.
         perturbed_loss_NK: N groups of K mean losses of wrong answers; K may differ.
+        average: the mean over the wrong answers.
 
     Returns:
         `[N]`, in [0, 1e10]. 1 = the model cannot tell right from wrong, near 0 = it knows, above 1 = it prefers the
@@ -74,10 +80,34 @@ def truth_ratio(correct_loss_N: ArrayLike, perturbed_loss_NK: Sequence[ArrayLike
     Raises:
         ValueError: empty, not finite, negative, or the two inputs differ in length.
     """
-    correct = _non_negative(correct_loss_N, "loss of the correct answer")
-    wrong = np.array([_non_negative(item, "loss of a perturbed answer").mean() for item in perturbed_loss_NK])
-    _same_length(correct, wrong)
-    return np.exp(-wrong) / (np.exp(-correct) + EPSILON)
+    correct, losses_NK = _answer_losses(correct_loss_N, perturbed_loss_NK)
+    if average == "geometric":
+        wrong = np.array([np.exp(-losses_K.mean()) for losses_K in losses_NK])
+    else:
+        wrong = np.array([np.exp(-losses_K).mean() for losses_K in losses_NK])
+    return wrong / (np.exp(-correct) + EPSILON)
+
+
+def prob_mean(correct_loss_N: ArrayLike, perturbed_loss_NK: Sequence[ArrayLike]) -> float:
+    """Truth ratio as OpenUnlearning's report has it: mean of `p / (p + p_wrong + 1e-10)`, `p = exp(-l)`.
+
+    arXiv 2506.12618; `prob_mean` in open-unlearning. `p_wrong` is the geometric mean, as in `truth_ratio`.
+
+    Args:
+        correct_loss_N: as for `truth_ratio`.
+        perturbed_loss_NK: as for `truth_ratio`.
+
+    Returns:
+        In [0, 1): 1/2 = the model cannot tell right from wrong, near 1 = it knows, below 1/2 = it prefers the wrong
+        answers. On forget data lower is less knowledge, on the other sets higher is better. An item whose answers all
+        have probability 0 counts 0.
+
+    Raises:
+        ValueError: empty, not finite, negative, or the two inputs differ in length.
+    """
+    correct, losses_NK = _answer_losses(correct_loss_N, perturbed_loss_NK)
+    right, wrong = np.exp(-correct), np.array([np.exp(-losses_K.mean()) for losses_K in losses_NK])
+    return float(np.mean(right / (right + wrong + EPSILON)))
 
 
 def closer_to_one(truth_ratio_N: ArrayLike) -> float:
@@ -257,10 +287,22 @@ def mean(values_N: ArrayLike, what: str) -> float:
     Raises:
         ValueError: empty or not finite.
     """
-    return float(np.mean(_finite(values_N, what)))
+    return float(np.mean(finite(values_N, what)))
 
 
-def _finite(values: ArrayLike, what: str) -> Floats:
+def finite(values: ArrayLike, what: str) -> Floats:
+    """The values as doubles.
+
+    Args:
+        values: a list of numbers.
+        what: what they are, for the error.
+
+    Returns:
+        `[N]`, every value finite.
+
+    Raises:
+        ValueError: not one-dimensional, empty or not finite.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{what}: expected a list of numbers, got shape {array.shape}")
@@ -272,8 +314,15 @@ def _finite(values: ArrayLike, what: str) -> Floats:
     return array
 
 
+def _answer_losses(correct_N: ArrayLike, wrong_NK: Sequence[ArrayLike]) -> tuple[Floats, list[Floats]]:
+    correct = _non_negative(correct_N, "loss of the correct answer")
+    wrong = [_non_negative(losses_K, "loss of a perturbed answer") for losses_K in wrong_NK]
+    _same_length(correct, wrong)
+    return correct, wrong
+
+
 def _non_negative(values: ArrayLike, what: str) -> Floats:
-    array = _finite(values, what)
+    array = finite(values, what)
     if array.min() < 0:
         raise ValueError(f"{what}: must be at least 0, got {array.min()}")
     return array
@@ -294,6 +343,6 @@ def _hits(hits_T: ArrayLike) -> NDArray[np.bool_]:
     return hits
 
 
-def _same_length(first: Floats, second: Floats) -> None:
-    if first.size != second.size:
-        raise ValueError(f"inputs differ in length: {first.size} and {second.size} items")
+def _same_length(first: Sized, second: Sized) -> None:
+    if len(first) != len(second):
+        raise ValueError(f"inputs differ in length: {len(first)} and {len(second)} items")

@@ -7,7 +7,7 @@ from typing import Any
 
 from unlearn_core.errors import MissingPackageError, UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a field changes its meaning; files of another version are not read."""
 
 
@@ -15,25 +15,43 @@ SCHEMA_VERSION = 1
 class ItemRecord:
     """One item of one group, scored by one model. None (or an empty tuple) means: not measured.
 
+    Membership scores are higher where the text looks less like training data (arXiv 2407.06460, section 3.1; min-k:
+    arXiv 2310.16789; min-k++: arXiv 2404.02936; zlib and reference: arXiv 2012.07805).
+
     Attributes:
         item_id: identity of the row; records are joined on it.
-        group: `forget`, `retain`, `ra` (real authors) or `wf` (world facts).
-        question: the question; None in published logs, which leave it out.
-        answer: the true answer.
-        avg_loss: mean negative log-likelihood per label token of the true answer, end token included; nats.
+        group: the set of rows that it is aggregated with, such as `forget`.
+        question: the prompt; None in published logs, which leave it out.
+        answer: the true answer; for a generation that is compared with a part of it, that part.
+        avg_loss: mean negative log-likelihood per label token of the true answer, end token (if any) included; nats.
         prob: `exp(-avg_loss)`; in a published log that value as logged, rounded to float32.
         tokens: label tokens of the true answer, end token included.
-        matches: per label token (end token included, last), whether the arg-max given the true tokens before it hits.
+        matches: per label token, whether the arg-max given the true tokens before it hits; an end token comes last.
         extraction_strength: of the answer tokens without the end token, in [0, 1].
         exact_memorization: of the same tokens, in [0, 1].
         paraphrased_loss: as `avg_loss`, of the paraphrased answer.
         paraphrased_prob: as `prob`, of the paraphrased answer.
         perturbed_losses: as `avg_loss`, of each of the K wrong answers.
         perturbed_probs: as `prob`, of each of the K wrong answers.
-        generation: greedy answer to the question.
+        token_log_probs: log-probability of each label token of the true answer; nats, at most 0.
+        token_z_scores: the same, minus the mean and over the standard deviation of the log-probability under the
+            model's own prediction at that place.
+        loss_score: membership score: `avg_loss`.
+        zlib_score: membership score: `avg_loss` over the bytes of the zlib-compressed answer.
+        min_k_score: membership score: minus the mean of the lowest share k of `token_log_probs` (no end token).
+        min_k_plus_plus_score: the same of `token_z_scores`.
+        gradient_norm: membership score: mean over the parameter tensors of the L2 norm of the loss's gradient.
+        reference_score: membership score: `avg_loss` minus the reference model's; kept only by published logs, else
+            computed on the way to the aggregate.
+        kl_to_target: mean over label tokens of KL(target model || this model); nats, at least 0.
+        generation: greedy answer to the prompt.
+        smallest_margin: smallest difference of the two largest logits over the greedy tokens; below 1e-4, another
+            batch or machine may generate otherwise.
         rouge1_recall: of the generation against the answer, in [0, 1].
         rougeL_recall: the same for the longest common subsequence.
         rougeL_f1: harmonic mean of that recall and its precision.
+        samples: sampled answers to the prompt.
+        sample_rougeL_recall: ROUGE-L recall of each sampled answer, in [0, 1].
     """
 
     item_id: str
@@ -50,13 +68,26 @@ class ItemRecord:
     paraphrased_prob: float | None = None
     perturbed_losses: tuple[float, ...] = ()
     perturbed_probs: tuple[float, ...] = ()
+    token_log_probs: tuple[float, ...] = ()
+    token_z_scores: tuple[float, ...] = ()
+    loss_score: float | None = None
+    zlib_score: float | None = None
+    min_k_score: float | None = None
+    min_k_plus_plus_score: float | None = None
+    gradient_norm: float | None = None
+    reference_score: float | None = None
+    kl_to_target: float | None = None
     generation: str | None = None
+    smallest_margin: float | None = None
     rouge1_recall: float | None = None
     rougeL_recall: float | None = None
     rougeL_f1: float | None = None
+    samples: tuple[str, ...] = ()
+    sample_rougeL_recall: tuple[float, ...] = ()
 
 
-_LISTS = ("matches", "perturbed_losses", "perturbed_probs")
+_NUMBER_LISTS = ("perturbed_losses", "perturbed_probs", "token_log_probs", "token_z_scores", "sample_rougeL_recall")
+_LISTS = (*_NUMBER_LISTS, "matches", "samples")
 _TEXTS = ("item_id", "group", "question", "answer", "generation")
 
 
@@ -167,8 +198,9 @@ def read_parquet(path: Path) -> list[ItemRecord]:
 def _schema(arrow: Any) -> Any:
     types = {
         **dict.fromkeys(_TEXTS, arrow.string()),
-        **dict.fromkeys(_LISTS, arrow.list_(arrow.float64())),
+        **dict.fromkeys(_NUMBER_LISTS, arrow.list_(arrow.float64())),
         "matches": arrow.list_(arrow.bool_()),
+        "samples": arrow.list_(arrow.string()),
         "tokens": arrow.int64(),
     }
     return arrow.schema([(field.name, types.get(field.name, arrow.float64())) for field in fields(ItemRecord)])

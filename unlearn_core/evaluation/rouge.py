@@ -1,5 +1,6 @@
 """ROUGE of a generated against a true answer (Lin 2004), by the `rouge-score` package."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,12 +23,13 @@ class Rouge:
     rougeL_f1: float
 
 
-def rouge(truth: str, generation: str) -> Rouge:
-    """Score one generation, with Porter stemming as TOFU and open-unlearning do.
+def rouge(truth: str, generation: str, stemmer: bool = True) -> Rouge:
+    """Score one generation.
 
     Args:
         truth: the true answer.
         generation: the generated one; may be empty.
+        stemmer: Porter stemming, as TOFU and open-unlearning do; MUSE's own code does not.
 
     Returns:
         The three numbers; higher means more overlap (better on retain data, worse on forget data).
@@ -35,7 +37,7 @@ def rouge(truth: str, generation: str) -> Rouge:
     Raises:
         MissingPackageError: rouge-score is not installed.
     """
-    scores = _scorer().score(truth, generation)
+    scores = _scorer(stemmer).score(truth, generation)
     return Rouge(
         rouge1_recall=scores["rouge1"].recall,
         rougeL_recall=scores["rougeL"].recall,
@@ -43,10 +45,30 @@ def rouge(truth: str, generation: str) -> Rouge:
     )
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
+@lru_cache(maxsize=2)
+def _scorer(stemmer: bool) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise MissingPackageError("ROUGE needs rouge-score: pip install rouge-score") from error
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_Words(stemmer))
+
+
+class _Words:
+    """The package's own words and stems; a stem is looked up once, for answers share most of their words."""
+
+    def __init__(self, stemmer: bool) -> None:
+        from nltk.stem.porter import PorterStemmer
+        from rouge_score.tokenize import tokenize
+
+        self._tokenize = tokenize
+        self._stemmer = _Stems(lru_cache(maxsize=100_000)(PorterStemmer().stem)) if stemmer else None
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words of a text."""
+        return self._tokenize(text, self._stemmer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stems:
+    stem: Callable[[str], str]
