@@ -41,7 +41,7 @@ class Scale:
 
     hidden: int = 128
     layers: int = 4
-    vocabulary: int = 2048
+    vocabulary: int = 4096
     epochs: int = 10
     answer: int = 200
     small: int = 400

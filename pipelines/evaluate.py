@@ -58,7 +58,7 @@ NEAR_TIE = 1e-4
 _MAX_RESTARTS = 3
 _MAX_TASK_RETRIES = 3
 # The rows of a task: enough for full batches, few enough that 800 rows keep two actors busy to the end.
-_ROWS_PER_TASK = {"cpu": 128, "gpu": 512}
+_ROWS_PER_TASK = {"cpu": 256, "gpu": 512}
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def evaluate(
         actors: models in memory at once. None for one per GPU, or one per CPU as far as memory holds them.
         use_gpu: give each actor one GPU.
         require_reference: a missing reference is an error before any work, not missing columns.
-        rows_per_task: rows handed to an actor at a time; None for 128 on CPU, 512 on GPU.
+        rows_per_task: rows handed to an actor at a time; None for 256 on CPU, 512 on GPU.
         lm_eval: tasks of lm-evaluation-harness to run too; None for none.
         console: where to draw progress; None for silence.
 

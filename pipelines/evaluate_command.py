@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from unlearn_core.errors import UserError
 
@@ -219,7 +219,7 @@ def evaluate(
     table = run_evaluate(
         points, suite, output, settings, actors=actors, use_gpu=gpu, lm_eval=tasks, console=out
     )  # fmt: skip
-    print_headline(table, suite.headline, out)
+    print_headline(table, (*suite.headline, *(name for name in table.columns if name.startswith("lm_eval/"))), out)
     print_missing(output, out)
     if suite.name == "muse":
         from pipelines.muse_criteria import criteria, print_criteria, write_criteria
@@ -242,16 +242,19 @@ def for_suite(settings: Any, suite: Any, style: str | None, max_length: int | No
 
 
 def print_headline(rows: Any, columns: tuple[str, ...], console: Console) -> None:
-    """The columns that tell the story; everything is in metrics.csv."""
-    table = Table("run")
-    for title in ("step", *columns):
-        # Names break at their underscores, so that seven columns fit a terminal.
-        table.add_column(title.replace("_", " "), justify="right")
-    for _, row in rows.iterrows():
-        run = row["run"] if row["role"] == "checkpoint" else f"{row['run']} ({row['role']})"
-        step = "" if row["step"] != row["step"] else str(int(row["step"]))
-        table.add_row(run, step, *(f"{row[name]:.3g}" for name in columns))
-    console.print(table)
+    """The columns that tell the story, in as many tables as the width needs; everything is in metrics.csv."""
+    # Names break at their underscores; 11 characters hold their longest parts and a number.
+    fitting = max(1, (console.width - 30) // 11)
+    for start in range(0, len(columns), fitting):
+        part = columns[start : start + fitting]
+        table = Table(Column("run", overflow="fold"))
+        for title in ("step", *part):
+            table.add_column(title.replace("_", " "), justify="right")
+        for _, row in rows.iterrows():
+            run = row["run"] if row["role"] == "checkpoint" else f"{row['run']} ({row['role']})"
+            step = "" if row["step"] != row["step"] else str(int(row["step"]))
+            table.add_row(run, step, *(f"{row[name]:.3g}" for name in part))
+        console.print(table)
 
 
 def print_missing(output: Path, console: Console) -> None:

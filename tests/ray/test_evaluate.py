@@ -25,7 +25,7 @@ from pipelines.evaluate import ModelPoint, discover_run, evaluate
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer, train_tokenizer
 from unlearn_core.errors import UserError
-from unlearn_core.evaluation import tofu
+from unlearn_core.evaluation import generic_text, tofu
 from unlearn_core.evaluation.config import EvaluationConfig
 from unlearn_core.evaluation.engine import measure
 from unlearn_core.evaluation.records import read_parquet, to_table
@@ -315,6 +315,33 @@ def test_a_killed_driver_resumes_at_the_missing_rows(first, points, tmp_path):
     assert_every_row_once(tmp_path, points[:2])
     assert_same_numbers(first[1][:2], table)
     assert list((tmp_path / "records").rglob("*.parts")) == []
+
+
+def test_divergence_from_the_target_and_tasks_of_lm_eval_in_the_same_job(points, tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "An old mill stood by the river, and nobody knew who had built it."}\n', encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"q": "Is water wet?", "a": 0}\n{"q": "Is fire cold?", "a": 1}\n')
+    (tmp_path / "facts.yaml").write_text(
+        "task: two_facts\ndataset_path: json\n"
+        f"dataset_kwargs:\n  data_files: {{test: {tmp_path / 'rows.jsonl'}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: 'Question: {{q}} Answer:'\n"
+        "doc_to_choice: ['yes', 'no']\ndoc_to_target: '{{a}}'\nmetric_list:\n  - metric: acc\n"
+    )
+    suite = generic_text.suite(str(text))
+    tasks = stage.LmEvalTasks(("two_facts",), include_path=str(tmp_path))
+    chosen = [points[0], points[2]]
+    table = evaluate(chosen, suite, tmp_path / "out", CONFIG, actors=1, lm_eval=tasks)
+    models = [load_model(point.path, "fp32") for point in chosen]
+    formatter = Formatter(load_tokenizer(points[0].path), CONFIG.style, CONFIG.max_length)
+    (expected,) = measure(models[1], formatter, suite.items, CONFIG, models[0])
+    assert expected.kl_to_target is not None and expected.avg_loss is not None
+    assert table["generic_kl_to_target"].tolist() == pytest.approx([0.0, expected.kl_to_target], abs=1e-6)
+    assert expected.kl_to_target > 0.01
+    assert table["generic_perplexity"].tolist()[1] == pytest.approx(math.exp(expected.avg_loss), rel=1e-5)
+    found = table["lm_eval/two_facts/acc"].tolist()
+    assert all(value in (0.0, 0.5, 1.0) for value in found)
+    again = evaluate(chosen, suite, tmp_path / "out", CONFIG, actors=1, lm_eval=tasks)
+    assert again["lm_eval/two_facts/acc"].tolist() == found
 
 
 def test_without_a_reference_forget_quality_is_an_empty_cell(first, points, tmp_path):
