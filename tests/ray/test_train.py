@@ -134,10 +134,11 @@ def test_a_run_that_failed_continues_when_called_again(cluster, taught, long_run
     assert train(fragile, tmp_path).status == "finished"
     after = {line["step"]: line["seconds"] for line in step_lines(tmp_path)}
     assert list(after) == list(range(1, 41))
-    # The seconds tell which steps were not done again: all up to a checkpoint, 10 or a later one.
+    # The seconds tell which steps were not done again: all up to a checkpoint. Ray may learn of the one at step 10 only
+    # after the kill at step 12; the one at 5 it knows.
     kept = [step for step in before if before[step] == after[step]]
     assert kept == list(range(1, len(kept) + 1))
-    assert len(kept) >= 10
+    assert len(kept) >= 5
     assert len(kept) % 5 == 0
     assert_close(exported(tmp_path, 40), exported(undisturbed, 40))
 
