@@ -40,7 +40,7 @@ from pipelines.scoring_actor import ScoringActor
 from unlearn_core.errors import UserError
 from unlearn_core.evaluation.config import EvaluationConfig
 from unlearn_core.evaluation.records import ItemRecord, from_table, read_parquet
-from unlearn_core.evaluation.suite import Records, Suite
+from unlearn_core.evaluation.suite import Records, Suite, near_ties, non_finite
 from unlearn_core.publish import write_json, write_text
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ __all__ = ["EvaluationConfig", "LmEvalTasks", "ModelPoint", "Role", "discover_ru
 
 EVALUATION = "evaluation.json"
 METRICS = "metrics.csv"
-
-NEAR_TIE = 1e-4
-"""Two largest logits closer than this may change places with the batch or the machine, and the answer with them."""
 
 # A row that kills its actor is retried for ever by Ray Data's defaults; here its fourth death ends the job.
 _MAX_RESTARTS = 3
@@ -143,7 +140,7 @@ def evaluate(
         "models": {point.model_id: identity(point) for point in models},
         "records": {f"{unit.model.model_id}/{unit.group}": unit.fingerprint for unit in units},
         "missing": missing,
-        "near_ties": {model_id: near for model_id, groups in records.items() if (near := _near_ties(groups))},
+        "near_ties": {model_id: near for model_id, groups in records.items() if (near := near_ties(groups))},
         "notes": list(suite.notes),
         "device": device,
         "versions": {name: version(name) for name in ("torch", "transformers", "ray", "rouge-score", "scipy")},
@@ -346,13 +343,13 @@ def _table(
     reference = None
     for point in models:
         if point.role == "reference" and not point.variant:
-            problem = _non_finite(records[point.model_id])
+            problem = non_finite(records[point.model_id])
             if problem:
                 raise UserError(f"the reference '{point.model_id}' cannot be compared with: {problem}")
             reference = records[point.model_id]
     rows, missing = [], {}
     for point in models:
-        problem = _non_finite(records[point.model_id])
+        problem = non_finite(records[point.model_id])
         if problem:
             values = dict.fromkeys(suite.columns, math.nan)
             missing[point.model_id] = dict.fromkeys(suite.columns, problem)
@@ -372,26 +369,6 @@ def _table(
             }
         )
     return rows, missing
-
-
-def _near_ties(groups: Records) -> list[str]:
-    """Items whose greedy answer has a token that another batch or machine may choose otherwise."""
-    rows = [record for records in groups.values() for record in records]
-    return [row.item_id for row in rows if row.smallest_margin is not None and row.smallest_margin < NEAR_TIE]
-
-
-def _non_finite(groups: Records) -> str | None:
-    """What is wrong with a model whose losses are NaN or infinite (it has diverged); None if all are finite."""
-    rows = [record for records in groups.values() for record in records]
-    bad = [
-        record.item_id
-        for record in rows
-        if not all(
-            math.isfinite(loss)
-            for loss in (record.avg_loss or 0.0, record.paraphrased_loss or 0.0, *record.perturbed_losses)
-        )
-    ]
-    return f"{len(bad)} of {len(rows)} rows have a NaN or infinite loss, the first is {bad[0]}" if bad else None
 
 
 def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

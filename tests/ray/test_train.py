@@ -122,7 +122,8 @@ def test_a_killed_worker_changes_nothing(cluster, long_run, undisturbed, tmp_pat
 
 def test_a_run_that_failed_continues_when_called_again(cluster, taught, long_run, undisturbed, tmp_path):
     fragile = long_run.model_copy(update={"workers": long_run.workers.model_copy(update={"max_restarts": 0})})
-    assassin = Assassin(tmp_path, 12)
+    # Long enough after step 10 that Ray has taken its checkpoint in, which it does beside the training.
+    assassin = Assassin(tmp_path, 18)
     assassin.start()
     with pytest.raises(ray.train.WorkerGroupError):
         train(fragile, tmp_path)
@@ -134,11 +135,10 @@ def test_a_run_that_failed_continues_when_called_again(cluster, taught, long_run
     assert train(fragile, tmp_path).status == "finished"
     after = {line["step"]: line["seconds"] for line in step_lines(tmp_path)}
     assert list(after) == list(range(1, 41))
-    # The seconds tell which steps were not done again: all up to a checkpoint. Ray may learn of the one at step 10 only
-    # after the kill at step 12; the one at 5 it knows.
+    # The seconds tell which steps were not done again: all up to a checkpoint, 10 or a later one.
     kept = [step for step in before if before[step] == after[step]]
     assert kept == list(range(1, len(kept) + 1))
-    assert len(kept) >= 5
+    assert len(kept) >= 10
     assert len(kept) % 5 == 0
     assert_close(exported(tmp_path, 40), exported(undisturbed, 40))
 

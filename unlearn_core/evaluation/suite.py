@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,6 +12,10 @@ from unlearn_core.evaluation.records import ItemRecord
 
 Records = Mapping[str, Sequence[ItemRecord]]
 """Group to records."""
+
+
+NEAR_TIE = 1e-4
+"""Two largest logits closer than this may change places with the batch or the machine, and the answer with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,26 @@ def content_fingerprint(items: Sequence[Item]) -> str:
     for item in items:
         digest.update(json.dumps(asdict(item), sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
+
+
+def near_ties(groups: Records) -> list[str]:
+    """Items whose greedy answer has a token that another batch or machine may choose otherwise."""
+    rows = [record for records in groups.values() for record in records]
+    return [row.item_id for row in rows if row.smallest_margin is not None and row.smallest_margin < NEAR_TIE]
+
+
+def non_finite(groups: Records) -> str | None:
+    """What is wrong with a model whose losses are NaN or infinite (it has diverged); None if all are finite."""
+    rows = [record for records in groups.values() for record in records]
+    bad = [
+        record.item_id
+        for record in rows
+        if not all(
+            math.isfinite(loss)
+            for loss in (record.avg_loss or 0.0, record.paraphrased_loss or 0.0, *record.perturbed_losses)
+        )
+    ]
+    return f"{len(bad)} of {len(rows)} rows have a NaN or infinite loss, the first is {bad[0]}" if bad else None
 
 
 def present(rows: Sequence[ItemRecord], field: str) -> list:
