@@ -71,8 +71,13 @@ def data_config(folder: Path) -> DataConfig:
     )
 
 
-def make_model(folder: Path) -> dict[str, Any]:
+def make_model(folder: Path, split: str = "full") -> dict[str, Any]:
     """Teach a small Llama all authors and the taught generic text; write model, tokenizer and generic text.
+
+    Args:
+        folder: where they go.
+        split: the authors it learns, such as retain90 for a model that never saw those to be forgotten. The tokenizer
+            is the same.
 
     Returns:
         Its size, and the settings of the teaching.
@@ -90,7 +95,8 @@ def make_model(folder: Path) -> dict[str, Any]:
     )
     model = build_small_llama(size, tokenizer, seed=0).train()
     formatter = Formatter(tokenizer, "plain", MAX_LENGTH)
-    examples = [formatter.example(row.item_id, row.question, row.answer) for row in rows]
+    taught = open_benchmark(BENCHMARK).split(split)
+    examples = [formatter.example(row.item_id, row.question, row.answer) for row in taught]
     chunks = _chunks(texts["taught"], formatter)
     optimizer = torch.optim.AdamW(model.parameters(), lr=TEACHING["learning_rate"], weight_decay=0.01)
     draw = random.Random("teaching")

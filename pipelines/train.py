@@ -21,6 +21,9 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from rich.console import Console
 
 from pipelines.progress import follow_steps
@@ -34,9 +37,16 @@ from unlearn_core.publish import write_json
 RUN = "run.json"
 OUTCOME = "outcome.json"
 CHECKPOINTS = "checkpoints"
+ABORT_SECONDS = 60.0
+"""How long an aborted run's controller may take to free its workers."""
 
 
-def train(config: RunConfig, output: Path, console: Console | None = None) -> Outcome:
+def train(
+    config: RunConfig,
+    output: Path,
+    console: Console | None = None,
+    hold: Callable[["AbortableTrainer"], None] | None = None,
+) -> Outcome:
     """Run `config` on the connected cluster, or on a local one started for it.
 
     The same call on the same output continues where it stopped; a finished run is not run again.
@@ -45,6 +55,7 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
         config: the run.
         output: its folder.
         console: where progress is drawn; none for silence.
+        hold: given the trainer before it starts, by a caller that may have to abort it (`Training`).
 
     Returns:
         How it ended. Diverging is an outcome, not an error.
@@ -70,7 +81,10 @@ def train(config: RunConfig, output: Path, console: Console | None = None) -> Ou
     )
     follower.start()
     try:
-        _trainer(config, output).fit()
+        trainer = _trainer(config, output)
+        if hold is not None:
+            hold(trainer)
+        trainer.fit()
     except ray.train.WorkerGroupError as error:  # type: ignore[attr-defined]
         for cause in error.worker_failures.values():
             if isinstance(cause, (UserError, MissingPackageError)):
@@ -126,10 +140,90 @@ class RayContext:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _trainer(config: RunConfig, output: Path) -> ray.train.torch.TorchTrainer:
+class AbortableTrainer(ray.train.torch.TorchTrainer):
+    """A trainer whose run another thread can end, with its workers and their placement group.
+
+    Ray's own `fit` keeps the controller to itself; a caller that dies or moves on leaves the workers' placement group
+    behind (Ray 2.60). The overridden method is private: pyproject.toml holds ray to this minor version, and a test
+    counts the cluster's free CPUs after an abort.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self._controller: Any = None
+        self._aborted, self._lock = False, threading.Lock()
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        here = ray.get_runtime_context().get_node_id()
+        actor = ray.remote(num_cpus=0, label_selector={"ray.io/node-id": here})(TrainController)
+        with self._lock:
+            if self._aborted:
+                raise AbortedError("aborted before it started")
+            self._controller = actor.options(runtime_env={"env_vars": get_env_vars_to_propagate()}).remote(**arguments)
+        if threading.current_thread() is threading.main_thread():
+            self._register_sigint_handler(self._controller)
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
+
+    def abort(self) -> None:
+        """End the run; returns when workers and placement group are gone. Does nothing after its end."""
+        with self._lock:
+            self._aborted = True
+        if self._controller is None:
+            return
+        with suppress(RayActorError):  # it has ended by itself, or ends as it answers
+            ray.get(self._controller.abort.remote(), timeout=ABORT_SECONDS)
+
+
+class AbortedError(RuntimeError):
+    """A training was ended from outside."""
+
+
+class Training:
+    """A run in a thread of its own that can be aborted.
+
+    Args:
+        config: the run.
+        output: its folder.
+    """
+
+    def __init__(self, config: RunConfig, output: Path):
+        self._config, self._output = config, output
+        self._trainer: AbortableTrainer | None = None
+        self._outcome: Outcome | None = None
+        self._error: Exception | None = None
+        self._aborted = False
+
+    def run(self) -> None:
+        """As `train`; how it ended is `outcome`'s to tell."""
+        try:
+            self._outcome = train(self._config, self._output, hold=self._hold)
+        except Exception as error:  # told by `outcome`, in the thread that asks
+            self._error = error
+
+    def _hold(self, trainer: AbortableTrainer) -> None:
+        self._trainer = trainer
+        if self._aborted:
+            raise AbortedError("aborted before it started")
+
+    def abort(self) -> None:
+        """End it, with all that it holds on the cluster; from any thread, at any time, more than once."""
+        self._aborted = True
+        if self._trainer is not None:
+            self._trainer.abort()
+
+    def outcome(self) -> Outcome:
+        """How it ended, once `run` has returned; raises what `train` raised."""
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None, "the training has not ended"
+        return self._outcome
+
+
+def _trainer(config: RunConfig, output: Path) -> AbortableTrainer:
     workers = config.workers
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpu else {})
-    return ray.train.torch.TorchTrainer(
+    return AbortableTrainer(
         _worker,
         train_loop_config={"config": config.model_dump(mode="json"), "output": str(output), "started_in": os.getcwd()},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.gpu else "gloo"),

@@ -145,12 +145,14 @@ class Archive:
         seed: int,
         origin: Origin = "search",
         parent: int | None = None,
+        parent_step: int | None = None,
         note: dict[str, Any] | None = None,
     ) -> Trial:
         """Give a trial its number and make it known on disk before anything runs."""
-        trial = Trial(self.history.next_number, config, seed, origin, parent)
+        trial = Trial(self.history.next_number, config, seed, origin, parent, parent_step)
         line = {"event": "start", "trial": trial.number, "config": config, "seed": seed, "origin": origin}
-        append_line(self.folder / TRIALS, line | {"parent": parent, "time": time.time()} | (note or {}))
+        line |= {"parent": parent, "parent_step": parent_step, "time": time.time()}
+        append_line(self.folder / TRIALS, line | (note or {}))
         self.history.add(trial)
         return trial
 
@@ -160,6 +162,21 @@ class Archive:
             done = self.history.trials[number].steps_done
             line = {"event": "end", "trial": number, "status": status, "reason": reason, "steps_done": done}
             append_line(self.folder / TRIALS, line | {"time": time.time()})
+
+    def session(self) -> None:
+        """Note that a call of the search begins now."""
+        append_line(self.folder / TRIALS, {"event": "session", "time": time.time()})
+
+    def seconds_used(self) -> float:
+        """Wall-clock seconds of all earlier calls, each from its beginning to the last thing it recorded."""
+        lines = read_lines(self.folder / TRIALS)
+        starts = [line["time"] for line in lines if line["event"] == "session"]
+        times = [line["time"] for line in lines] + [point.time for trial in self.history for point in trial.points]
+        ends = [*starts[1:], math.inf]
+        return sum(
+            max((moment for moment in times if start <= moment < end), default=start) - start
+            for start, end in zip(starts, ends, strict=True)
+        )
 
     def trial_folder(self, number: int) -> Path:
         """Where trial `number` keeps its own files."""
@@ -223,8 +240,9 @@ def read_history(folder: Path) -> History:
     history = History()
     for line in read_lines(Path(folder) / TRIALS):
         if line["event"] == "start":
-            history.add(Trial(line["trial"], line["config"], line["seed"], line["origin"], line["parent"]))
-        else:
+            known = (line[name] for name in ("trial", "config", "seed", "origin", "parent", "parent_step"))
+            history.add(Trial(*known))
+        elif line["event"] == "end":
             history.end(line["trial"], line["status"], line["reason"], line["steps_done"])
     for trial in history:
         for record in read_lines(trial_folder(Path(folder), trial.number) / STEPS):
@@ -236,7 +254,7 @@ def read_table(folder: Path) -> "pd.DataFrame":
     """A search as one table, also while it runs: a row a scored step, and a row for each trial without one.
 
     Returns:
-        Columns `search`, `trial`, `origin`, `parent`, `seed`, `status`, `reason`, `step` (missing for a trial without a
+        Columns `search`, `trial`, `origin`, `parent`, `parent_step`, `seed`, `status`, `reason`, `step` (missing for a trial without a
         scored step), `seconds`, `time`, `feasible`, `on_front`, `value/NAME` for each objective, `slack/METRIC` for
         each constraint, `config/KEY` and `metric/COLUMN`.
 
@@ -259,6 +277,7 @@ def table_of(history: History, goal: Goal, name: str) -> "pd.DataFrame":
             "trial": trial.number,
             "origin": trial.origin,
             "parent": trial.parent,
+            "parent_step": trial.parent_step,
             "seed": trial.seed,
             "status": trial.status,
             "reason": trial.reason,
@@ -277,8 +296,8 @@ def table_of(history: History, goal: Goal, name: str) -> "pd.DataFrame":
             rows.append(head | middle | tail | {f"metric/{key}": value for key, value in point.metrics.items()})
         if not trial.points:
             rows.append(head | {"step": None, "feasible": False, "on_front": False} | tail)
-    first = ["search", "trial", "origin", "parent", "seed", "status", "reason", "step", "seconds", "time", "feasible"]
-    first += ["on_front", *(f"value/{one.name}" for one in goal.objectives)]
+    first = ["search", "trial", "origin", "parent", "parent_step", "seed", "status", "reason", "step"]
+    first += ["seconds", "time", "feasible", "on_front", *(f"value/{one.name}" for one in goal.objectives)]
     table = pd.DataFrame(rows, columns=None if rows else first)
     order = [*first, *(column for column in table.columns if column not in first)]
     table = table.reindex(columns=order)
@@ -286,4 +305,4 @@ def table_of(history: History, goal: Goal, name: str) -> "pd.DataFrame":
         # A column of parquet holds one type: numbers, or text for everything else.
         if column.startswith("config/") and table[column].dtype == object:
             table[column] = table[column].map(lambda value: value if value is None or value != value else str(value))
-    return table.astype({"step": "Int64", "parent": "Int64"})
+    return table.astype({"step": "Int64", "parent": "Int64", "parent_step": "Int64"})

@@ -72,7 +72,8 @@ class Trial:
         config: dotted keys and values that the space decided.
         seed: training seed.
         origin: why it was run.
-        parent: trial that an edit, interpolation or re-run starts from; None for none.
+        parent: trial that an interpolation or re-run starts from; None for none.
+        parent_step: the step of it; a re-run goes no further.
         points: in the order of their steps.
         status: how it stands.
         reason: why it ended so, for a reader.
@@ -84,6 +85,7 @@ class Trial:
     seed: int = 0
     origin: Origin = "search"
     parent: int | None = None
+    parent_step: int | None = None
     points: list[Point] = field(default_factory=list)
     status: Status = "running"
     reason: str = ""
@@ -179,8 +181,8 @@ class History:
         ]
 
     def front(self) -> list[Point]:
-        """Non-dominated points; of equal ones the first."""
-        points = self.points()
+        """Non-dominated points beyond the origin in every objective; of equal ones the first."""
+        points = [point for point in self.points() if min(point.values) > 0]
         if not points:
             return []
         values_NM = values_of(points)

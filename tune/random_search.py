@@ -22,7 +22,8 @@ def uniform_units(count: int, dimension: int, seed: int, first: int = 0) -> np.n
 def sobol_units(count: int, dimension: int, seed: int, first: int = 0) -> np.ndarray:
     """Scrambled Sobol points, shape (count, dimension); row n is point first + n of the sequence of this seed."""
     engine = qmc.Sobol(dimension, scramble=True, rng=np.random.default_rng(seed))
-    engine.fast_forward(first)
+    if first:  # scipy 1.17 cannot go forward by nothing
+        engine.fast_forward(first)
     with warnings.catch_warnings():
         # It would have powers of two; a sequence cut anywhere is still more even than random.
         warnings.simplefilter("ignore", UserWarning)

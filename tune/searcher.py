@@ -39,14 +39,21 @@ class TrajectorySearcher(ray.tune.search.Searcher):
     """Set by the search: the next trial to run, whether proposed, resumed or given; see tune/search.py."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Ray Tune's call for the next trial: its number alone, everything else is in the archive."""
+        """Ray Tune's call for the next trial: what its `Assignment` is made of."""
         assert self.admit is not None, "the search has not been started"
         trial = self.admit()
         if trial == "wait":
             return None
         if trial == "finished":
             return ray.tune.search.Searcher.FINISHED
-        return {"number": trial.number}
+        return {
+            "number": trial.number,
+            "config": trial.config,
+            "seed": trial.seed,
+            "origin": trial.origin,
+            "parent": trial.parent,
+            "parent_step": trial.parent_step,
+        }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the archive has it."""
