@@ -1,4 +1,4 @@
-"""Record real trajectories for `benchmarks.search`: a Sobol design of NGDiff and mean teacher runs, every export scored.
+"""Record real trajectories for `benchmarks.search`: a Sobol design of NGDiff and mean teacher runs, scored throughout.
 
     python -m benchmarks.record_trajectories --trials 192        # about half an hour on 2 cores; resumable
 

@@ -3,8 +3,8 @@
     utility      mean probability of the retain answers                 0 -> 0,  the target's -> 1
     forgetting   nearness of the extraction strength to the reference's  the target's -> 0,  the reference's -> 1
 
-The model is that of `benchmarks.paper_shapes` (0.23M parameters, taught 40 fictional authors and generic sentences); the
-reference was taught the same but the four authors to be forgotten.
+The model is that of `benchmarks.paper_shapes` (0.23M parameters, taught 40 fictional authors and generic sentences);
+the reference was taught the same but the four authors to be forgotten.
 """
 
 import os
@@ -87,7 +87,11 @@ def goal(target: Path, reference: Path) -> Goal:
         (
             Objective("utility", ("retain_Q_A_Prob",), "higher", 0.0, start["retain_Q_A_Prob"]),
             Objective(
-                "forgetting", ("extraction_strength",), "target", start["extraction_strength"], aim["extraction_strength"]
+                "forgetting",
+                ("extraction_strength",),
+                "target",
+                start["extraction_strength"],
+                aim["extraction_strength"],
             ),
         )
     )

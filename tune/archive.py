@@ -254,9 +254,9 @@ def read_table(folder: Path) -> "pd.DataFrame":
     """A search as one table, also while it runs: a row a scored step, and a row for each trial without one.
 
     Returns:
-        Columns `search`, `trial`, `origin`, `parent`, `parent_step`, `seed`, `status`, `reason`, `step` (missing for a trial without a
-        scored step), `seconds`, `time`, `feasible`, `on_front`, `value/NAME` for each objective, `slack/METRIC` for
-        each constraint, `config/KEY` and `metric/COLUMN`.
+        Columns `search`, `trial`, `origin`, `parent`, `parent_step`, `seed`, `status`, `reason`, `step` (missing for a
+        trial without a scored step), `seconds`, `time`, `feasible`, `on_front`, `value/NAME` for each objective,
+        `slack/METRIC` for each constraint, `config/KEY` and `metric/COLUMN`.
 
     Raises:
         UserError: no search there, or a damaged file.

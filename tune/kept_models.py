@@ -41,7 +41,8 @@ class KeptModels:
     def sweep(self) -> None:
         """Drop what need not be kept: models of scored steps off the front, all but the front of ended trials.
 
-        What a running trial starts from stays."""
+        What a running trial starts from stays.
+        """
         kept = {self.folder(point) for point in self.members()}
         kept |= {
             model_folder(self.archive.trial_folder(trial.parent), trial.parent_step)

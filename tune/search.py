@@ -1,4 +1,4 @@
-"""Run a search on Ray Tune: hand out trials within a budget, record what they report, stop the hopeless, survive a kill.
+"""Run a search on Ray Tune: hand out trials within a budget, record what they report, stop the hopeless ones.
 
 The archive is the only state. A search that is started again on the same folder takes up the trials that had no end,
 each from its own checkpoint, then goes on proposing; nothing is evaluated twice and nothing is lost.
@@ -11,7 +11,8 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import ray
 import ray.tune
@@ -118,9 +119,7 @@ class Search:
         key = (origin, parent and parent.trial, parent and parent.step, seed, config)
         if any((t.origin, t.parent, t.parent_step, t.seed, t.config) == key for t in self.history):
             return
-        self.waiting.append(
-            self.archive.start(config, seed, origin, parent and parent.trial, parent and parent.step)
-        )
+        self.waiting.append(self.archive.start(config, seed, origin, parent and parent.trial, parent and parent.step))
 
     def run(self, resources: Resources, propose: bool = True) -> None:
         """Run the trials that wait, then proposals until the budget is used up. Ray is connected.
@@ -265,17 +264,21 @@ class _Endings(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """The trial's process died."""
-        error = trial.get_pickled_error()
-        text = str(error or "the process died").strip()
-        memory = isinstance(error, ray.exceptions.OutOfMemoryError) or "OOM" in text or "OutOfMemory" in text
-        named = f"its process died: {text.splitlines()[-1][:300]}"
+        # As Ray Tune wrote it down for this trial: the error's own text is in its last lines.
+        path = trial.error_file
+        lines = Path(path).read_text(encoding="utf-8").strip().splitlines() if path and Path(path).is_file() else []
+        text = next((line.strip() for line in lines if "Error" in line and not line.startswith(" ")), "no word from it")
+        # Ray's memory monitor says so. The kernel's kills without a word, like any SIGKILL.
+        memory = any("OutOfMemoryError" in line for line in lines)
+        killed = " (the system's out-of-memory killer kills so, too)" if "ActorDiedError" in text and not memory else ""
+        named = f"its process died{killed}: {text[:300]}"
         self.search.ended(trial.config["number"], "out_of_memory" if memory else "failed", named)
 
 
 class _ray_tune_settings:
     """For a while: no result files, no snapshots worth waiting for, hung processes killed after `FORCE_SECONDS`."""
 
-    ours = {
+    ours: ClassVar = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_FORCE_TRIAL_CLEANUP_S": str(FORCE_SECONDS),
         "TUNE_GLOBAL_CHECKPOINT_S": "600",

@@ -22,7 +22,6 @@ import yaml
 from numpy.typing import ArrayLike, NDArray
 
 from unlearn_core.errors import UserError
-from unlearn_core.method import find_method
 
 Config = dict[str, Any]
 """Dotted key to value: one point of the space."""
@@ -295,6 +294,8 @@ def space_of_methods(names: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: no name, an unknown one, or one without a search space.
     """
+    from unlearn_core.method import find_method  # torch: not needed where trials start
+
     if not names or len(set(names)) < len(names):
         raise UserError(f"Name each method to search once, at least one; got {list(names)}.")
     data: dict[str, Any] = {"method.name": {"choice": list(names)} if len(names) > 1 else {"fixed": names[0]}}

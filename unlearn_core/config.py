@@ -294,6 +294,11 @@ def load_config(kind: type[Config], path: str | Path, overrides: dict[str, Any] 
     Raises:
         UserError: unreadable file, unknown key, or a value outside its range.
     """
+    return build_config(kind, read_values(path), overrides, source=str(path))
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; `UserError` when it cannot be read or holds none."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -305,7 +310,7 @@ def load_config(kind: type[Config], path: str | Path, overrides: dict[str, Any] 
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds {type(values).__name__}, expected keys and values such as 'steps: 60'.")
-    return build_config(kind, values, overrides, source=str(path))
+    return values
 
 
 def build_config(
