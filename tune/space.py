@@ -71,7 +71,8 @@ class Domain:
             return self.values[min(int(unit * len(self.values)), len(self.values) - 1)]
         low, high = self.values
         if self.kind == "log_uniform":
-            # Both ends exactly: exp(log(x)) is not x.
+            if unit in (0.0, 1.0):  # both ends exactly: exp(log(x)) is not x
+                return high if unit else low
             value = math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
             return min(max(value, low), high)
         if self.kind == "int_uniform":
