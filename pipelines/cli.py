@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from pipelines import evaluate_command, robustness_command, watch_command
+from pipelines import evaluate_command, robustness_command, search_command, watch_command
 from pipelines.edit_commands import edit_app
 from pipelines.log_commands import logs_app
 from unlearn_core.errors import DivergedError, MissingPackageError, UserError
@@ -175,6 +175,8 @@ app.command(name="watch", epilog=watch_command.EPILOG)(watch_command.watch)
 
 
 app.command(epilog=evaluate_command.EPILOG)(evaluate_command.evaluate)
+app.command(epilog=search_command.EPILOG)(search_command.search)
+app.command(epilog="**Example**\n\n`unlearn space ngdiff mean_teacher > space.yaml`")(search_command.space)
 
 
 @app.command(
@@ -247,15 +249,12 @@ def _train_and_watch(
     keep: str,
 ) -> Any:
     """Train, and score the exports on the run's own benchmark meanwhile."""
-    from pipelines.suites import build_suite
+    from pipelines.suites import build_suite, suite_arguments
     from pipelines.watch import train_and_watch
     from unlearn_core.evaluation.config import EvaluationConfig
 
     data = config.data
-    if data.benchmark is None:
-        suite = build_suite(forget=data.forget, retain=data.retain)
-    else:
-        suite = build_suite(data.benchmark, *data.forget[:1])
+    suite = build_suite(**suite_arguments(data))
     settings = evaluate_command.for_suite(EvaluationConfig(), suite, data.format, None)
     settings = settings.model_copy(
         update={"system_prompt": data.system_prompt, "max_length": max(settings.max_length, data.max_length)}

@@ -63,5 +63,6 @@ def recipe_path(name: str) -> Path:
 def recipe_summary(path: Path) -> tuple[str, str]:
     """(command it is for, first comment line) of a recipe file."""
     text = path.read_text(encoding="utf-8")
-    command = "train" if "method" in yaml.safe_load(text) else "finetune"
+    keys = yaml.safe_load(text)
+    command = "search" if "recipe" in keys else "train" if "method" in keys else "finetune"
     return command, text.splitlines()[0].lstrip("# ")

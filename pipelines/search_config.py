@@ -1,8 +1,8 @@
 """The typed configuration of a search: what is trained, what varies, what counts, how it is searched.
 
-    recipe: tofu-ngdiff               # a training recipe: data, batch, steps, workers of every trial
-    methods: [ngdiff, mean_teacher]   # their search spaces, from their own files
-    budget: {trials: 40}
+recipe: tofu-ngdiff               # a training recipe: data, batch, steps, workers of every trial
+methods: [ngdiff, mean_teacher]   # their search spaces, from their own files
+budget: {trials: 40}
 """
 
 from typing import Any, Literal

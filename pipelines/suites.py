@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from unlearn_core.data.config import GenericConfig
+from unlearn_core.data.config import DataConfig, GenericConfig
 from unlearn_core.data.muse import corpora, is_muse
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.errors import UserError
@@ -75,6 +76,13 @@ def build_suite(
         )
         suite = suite.with_more(more)
     return suite
+
+
+def suite_arguments(data: DataConfig) -> dict[str, Any]:
+    """Arguments of `build_suite` for a training run's own benchmark, or its own files."""
+    if data.benchmark is None:
+        return {"forget": data.forget, "retain": data.retain}
+    return {"benchmark": data.benchmark} | ({"forget_split": data.forget[0]} if data.forget else {})
 
 
 def longest_row(suite: Suite) -> int:

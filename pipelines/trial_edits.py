@@ -39,7 +39,12 @@ def interpolate_towards(target: str, plan: ScoringPlan, assignment: Assignment, 
 
 
 def slug_points(
-    target: str, base: dict[str, Any], plan: ScoringPlan, options: dict[str, Any], assignment: Assignment, report: Report
+    target: str,
+    base: dict[str, Any],
+    plan: ScoringPlan,
+    options: dict[str, Any],
+    assignment: Assignment,
+    report: Report,
 ) -> Ending:
     """Every (layer, scale) that SLUG tries, in the order tried.
 
