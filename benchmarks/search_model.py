@@ -1,10 +1,12 @@
 """The search that `benchmarks.search_real` runs: NGDiff and mean teacher on a small model that knows its rows by heart.
 
-    utility      mean probability of the retain answers                 0 -> 0,  the target's -> 1
-    forgetting   nearness of the extraction strength to the reference's  the target's -> 0,  the reference's -> 1
+    utility      mean probability of the retain answers           0.9 of the target's -> 0,  the target's -> 1
+    forgetting   nearness of extraction strength to the reference's      the target's -> 0,  the reference's -> 1
 
 The model is that of `benchmarks.paper_shapes` (0.23M parameters, taught 40 fictional authors and generic sentences);
-the reference was taught the same but the four authors to be forgotten.
+the reference was taught the same but the four authors to be forgotten. The scale of utility began at 0 at first; then a
+hundred random trials already fill 0.996 of the unit square, so it was moved to 0.9 of the target's before any searcher
+but Sobol had been run on this model.
 """
 
 import os
@@ -85,7 +87,9 @@ def goal(target: Path, reference: Path) -> Goal:
     start, aim = scorer.score(target), scorer.score(reference)
     return Goal(
         (
-            Objective("utility", ("retain_Q_A_Prob",), "higher", 0.0, start["retain_Q_A_Prob"]),
+            Objective(
+                "utility", ("retain_Q_A_Prob",), "higher", 0.9 * start["retain_Q_A_Prob"], start["retain_Q_A_Prob"]
+            ),
             Objective(
                 "forgetting",
                 ("extraction_strength",),

@@ -182,12 +182,16 @@ app.command(epilog="**Example**\n\n`unlearn space ngdiff mean_teacher > space.ya
 @app.command(
     epilog="**Examples**\n\n"
     "`unlearn frontier outputs/evaluation -o outputs/frontier`\n\n"
-    "`unlearn frontier eval1 eval2 --forgetting forget_Q_A_ROUGE -o outputs/rouge`"
+    "`unlearn frontier eval1 eval2 --forgetting forget_Q_A_ROUGE -o outputs/rouge`\n\n"
+    "`unlearn frontier outputs/search-seed0 outputs/search-seed1 outputs/evaluation -o outputs/searches`  (searches of "
+    "one goal, with attainment bands over their seeds, and evaluated runs beside them)"
 )
 def frontier(
-    evaluations: Annotated[list[Path], typer.Argument(help="Evaluation folders.")],
+    evaluations: Annotated[list[Path], typer.Argument(metavar="FOLDERS...", help="Evaluations and searches.")],
     output: Output,
-    forgetting: Annotated[str, typer.Option(help="Column of the forgetting axis.")] = "extraction_strength",
+    forgetting: Annotated[
+        str | None, typer.Option(help="Column of the forgetting axis; extraction_strength by default.")
+    ] = None,
     utility: Annotated[
         str | None, typer.Option(help="Column of the utility axis; by default the suite's own, such as model_utility.")
     ] = None,
@@ -195,11 +199,16 @@ def frontier(
         tuple[float, float] | None, typer.Option(help="Hypervolume's reference point: forgetting utility.")
     ] = None,
 ) -> None:
-    """Draw utility against forgetting: table, non-dominated set, hypervolume, PNG and SVG."""
+    """Draw utility against forgetting: table, non-dominated set, hypervolume, PNG and SVG. Searches: all they show."""
     from pipelines.frontier import frontier as run_frontier
     from pipelines.frontier import summary_table
 
-    summary = run_frontier(evaluations, output, forgetting, utility, reference_point)
+    if any((folder / "search.json").is_file() for folder in evaluations):
+        if forgetting or utility or reference_point:
+            raise UserError("A search's own objectives are its axes: leave --forgetting, --utility, --reference-point.")
+        search_command.draw_searches(evaluations, output, out)
+        return
+    summary = run_frontier(evaluations, output, forgetting or "extraction_strength", utility, reference_point)
     out.print(summary_table(summary))
     out.print(f"picture: {output / 'frontier.png'}   points: {output / 'frontier.csv'}", highlight=False)
 

@@ -71,6 +71,16 @@ def search(
     )
 
 
+def draw_searches(folders: list[Path], output: Path, console: Console) -> None:
+    """`unlearn frontier` where at least one folder is a search's."""
+    from pipelines.search_frontier import FILES, search_frontier, summary_table
+
+    summary = search_frontier(folders, output)
+    console.print(summary_table(summary))
+    drawn = ", ".join(f"{name}.png" for name in FILES if (output / f"{name}.png").is_file())
+    console.print(f"pictures: {output}/ {drawn}   points: {output / 'frontier.csv'}", highlight=False, soft_wrap=True)
+
+
 def space(
     methods: Annotated[list[str], typer.Argument(help="Methods whose spaces are joined.")],
 ) -> None:

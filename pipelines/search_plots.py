@@ -114,7 +114,7 @@ def draw_frontier(picture: FrontierPicture) -> "Figure":
 def draw_hypervolume(series: Sequence[Series]) -> "Figure":
     """Hypervolume so far against optimizer steps spent: median over seeds, and the band between the quartiles."""
     with _style() as figure_of:
-        figure = figure_of(4.6, 3.2)
+        figure = figure_of(4.6, 3.3)
         ax = figure.subplots()
         _plain(ax, "optimizer steps spent", "hypervolume")
         for n, one in enumerate(series):
@@ -269,9 +269,13 @@ def _zoom(ax: "Axes", picture: FrontierPicture) -> None:
     """From the worst that counts; closer where the front of everything lies in a corner."""
     if len(picture.members_N3):
         low_2 = picture.members_N3[:, :2].min(axis=0)
-        corner = np.maximum(0.0, low_2 - 0.5 * (1.05 - low_2))
-        ax.set_xlim(left=corner[0])
-        ax.set_ylim(bottom=corner[1])
+        high_2 = picture.members_N3[:, :2].max(axis=0)
+        if picture.reference_2 is not None:
+            high_2 = np.maximum(high_2, picture.reference_2)
+        corner_2 = np.maximum(0.0, low_2 - 0.5 * (1.02 * high_2 - low_2))
+        span_2 = 1.03 * (high_2 - corner_2)
+        ax.set_xlim(corner_2[0], corner_2[0] + span_2[0])
+        ax.set_ylim(corner_2[1], corner_2[1] + span_2[1])
 
 
 def _held(steps: NDArray[np.float64], volume: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -303,7 +307,8 @@ def _parallel_panel(ax: "Axes", group: ParallelGroup, best: float) -> None:
 def _short(label: str) -> str:
     """The last part of a dotted key, with its condition if any."""
     key, bracket, condition = label.partition(" [")
-    return key.rpartition(".")[2].replace("_", " ") + bracket + condition
+    words = "method" if key == "method.name" else key.rpartition(".")[2].replace("_", " ")
+    return words + bracket + condition
 
 
 def _most(shares: Mapping[str, Mapping[str, float]], label: str) -> float:
