@@ -85,18 +85,11 @@ def goal(target: Path, reference: Path) -> Goal:
     """The two objectives, scaled by what target and reference score."""
     scorer = ModelScorer(plan())
     start, aim = scorer.score(target), scorer.score(reference)
+    kept, known = "retain_Q_A_Prob", "extraction_strength"
     return Goal(
         (
-            Objective(
-                "utility", ("retain_Q_A_Prob",), "higher", 0.9 * start["retain_Q_A_Prob"], start["retain_Q_A_Prob"]
-            ),
-            Objective(
-                "forgetting",
-                ("extraction_strength",),
-                "target",
-                start["extraction_strength"],
-                aim["extraction_strength"],
-            ),
+            Objective("utility", (kept,), "higher", 0.9 * start[kept], start[kept]),
+            Objective("forgetting", (known,), "target", start[known], aim[known]),
         )
     )
 

@@ -1,6 +1,7 @@
 """The command line: `unlearn SUB-COMMAND --help` teaches each step with examples.
 
-Exit codes: 0 done; 2 the user's mistake, told without a traceback before any worker starts; 3 a run diverged.
+Exit codes: 0 done; 2 the user's mistake, told without a traceback before any worker starts; 3 a run diverged; 130
+interrupted.
 """
 
 import itertools
@@ -292,6 +293,9 @@ def main() -> None:
     except (UserError, MissingPackageError) as error:
         err.print(f"[bold red]Error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("Interrupted. The same command goes on from here.")
+        sys.exit(130)
     except DivergedError as error:
         err.print(f"[bold red]Diverged:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(3)

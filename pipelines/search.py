@@ -247,8 +247,11 @@ def make_rules(config: SearchConfig, run: RunConfig, searcher: TrajectorySearche
 
 def _optimistic(searcher: TrajectorySearcher, minimum: int) -> StopRule:
     from tune.optimistic_stop import OptimisticStop
+    from tune.trajectory_model import TrajectoryModels
 
-    return OptimisticStop(searcher.space, searcher.history, searcher.seed, searcher.total_steps, minimum=minimum)
+    # Shared with a searcher that has models of its own, so that neither is fitted twice.
+    models = getattr(searcher, "models", None) or TrajectoryModels(searcher.space, searcher.total_steps)
+    return OptimisticStop(models, minimum)
 
 
 def minimum_steps(run: RunConfig) -> int:

@@ -70,7 +70,7 @@ class SearchWatcher:
             self.console.print(self._line(), highlight=False, soft_wrap=True)
 
     def _draw(self) -> RenderableType:
-        parts: list[RenderableType] = [Text(self._line(), no_wrap=True, overflow="ellipsis")]
+        parts: list[RenderableType] = [Text(self._line())]
         history = self.archive.history
         if history.front():
             parts.append(front_table(history, self.names, self.varying))

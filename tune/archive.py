@@ -172,7 +172,7 @@ class Archive:
         lines = read_lines(self.folder / TRIALS)
         starts = [line["time"] for line in lines if line["event"] == "session"]
         times = [line["time"] for line in lines] + [point.time for trial in self.history for point in trial.points]
-        ends = [*starts[1:], math.inf]
+        ends = [*starts[1:], math.inf][: len(starts)]
         return sum(
             max((moment for moment in times if start <= moment < end), default=start) - start
             for start, end in zip(starts, ends, strict=True)

@@ -127,6 +127,9 @@ class Search:
         Args:
             resources: of each trial.
             propose: whether the searcher may add trials.
+
+        Raises:
+            KeyboardInterrupt: the user stopped it; trials that ran have no end yet and are taken up by the next call.
         """
         self.proposing = propose
         if not self.waiting and (not propose or self._used_up()):
@@ -158,6 +161,9 @@ class Search:
         )
         with _ray_tune_settings():
             tuner.fit()
+        if self.history.running:
+            # Ray Tune catches the signal, ends its actors and returns as if all were done.
+            raise KeyboardInterrupt
         self._tidy()
         self.archive.write_table()
         shutil.rmtree(storage, ignore_errors=True)
@@ -241,6 +247,10 @@ class _Rules(FIFOScheduler):
         super().__init__()
         self.search = search
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles it for a restore of its own, which is never used."""
+        return {}
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Record the step; STOP if a rule says so."""
         del tune_controller, trial
@@ -252,6 +262,10 @@ class _Endings(ray.tune.Callback):
 
     def __init__(self, search: Search):
         self.search = search
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as for the rules."""
+        return {}
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """The last result of a trial that ended by itself says how."""

@@ -58,6 +58,10 @@ class TrajectorySearcher(ray.tune.search.Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the archive has it."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the archive is the state, and Ray Tune's own restore is never used."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the archive is the state."""
 

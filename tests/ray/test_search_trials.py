@@ -1,13 +1,11 @@
 """Trials that train: in their own process, on workers of their own, stopped, interrupted, without training."""
 
-import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 
-from pipelines.model_scoring import ScoringPlan
+from pipelines.model_scoring import ModelScorer, ScoringPlan
 from pipelines.trial import TrainedTrial, run_config
 from tune.archive import Archive, read_history
 from tune.objectives import Goal, Objective
@@ -49,7 +47,7 @@ def base_of(taught, workers):
         "steps": STEPS,
         "export_every": EVERY,
         "zero": {"stage": 2},
-        "workers": {"count": workers, "cpus_per_worker": 0.9 if workers > 1 else 1},
+        "workers": {"count": workers, "cpus_per_worker": 0.4 if workers > 1 else 1},
     }
 
 
@@ -99,11 +97,12 @@ def test_a_trial_is_scored_at_every_export_and_only_the_front_keeps_weights(one_
 
 
 def test_two_workers_of_a_nested_run_measure_what_one_process_does(one_worker, cluster, taught, tmp_path):
-    """And a trial that is stopped gives its workers' CPUs back, or the next one would wait for ever."""
+    """Two trials at once, and a third for which there is room only when a stopped one has freed its workers."""
     folder = tmp_path / "two"
-    a_search(folder, taught, workers=2, trials=2, rules=[StopAt(4)]).run(Resources({"CPU": 0.1}, 1))
-    alone, (first, second) = next(iter(read_history(one_worker))), read_history(folder)
-    assert (first.status, first.reason) == (second.status, second.reason) == ("pruned", "far enough")
+    a_search(folder, taught, workers=2, trials=3, rules=[StopAt(4)]).run(Resources({"CPU": 0.1}, 2))
+    alone, trials = next(iter(read_history(one_worker))), list(read_history(folder))
+    assert [(trial.status, trial.reason) for trial in trials] == [("pruned", "far enough")] * 3
+    first = trials[0]
     assert first.config == alone.config
     for ours, theirs in zip(first.points, alone.points, strict=False):
         assert ours.step == theirs.step
@@ -163,10 +162,18 @@ def test_settings_of_the_recipe_hold_for_its_own_method_alone(taught):
         run_config(base, {"optimizer.learning_rate": -1.0}, 0, 1)
 
 
+def test_rounded_weights_are_measured_beside_the_model(taught):
+    plan = ScoringPlan(**{**vars(PLAN), "quantised": ("nf4",)})
+    found = ModelScorer(plan).score(taught)
+    for column in ("extraction_strength", "forget_Q_A_Prob", "retain_Q_A_Prob"):
+        assert found[column] != found[f"{column}@nf4"]
+    knows, after = found["extraction_strength"], found["extraction_strength@nf4"]
+    assert found["robustness@nf4"] == pytest.approx(1.0 if after <= knows else knows / after)
+
+
 def test_a_plan_measures_the_groups_and_rows_it_is_asked_for():
     suite = PLAN.build()
     assert {group: len(items) for group, items in suite.groups.items()} == {"forget": 4, "retain": 4}
     assert not any(item.generate for item in suite.items)
     with pytest.raises(UserError, match="no strangers"):
         ScoringPlan(**{**vars(PLAN), "groups": ("strangers",)}).build()
-    assert json.dumps(str(Path(".")))
