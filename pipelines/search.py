@@ -39,7 +39,8 @@ from tune.stopping import StopRule
 from unlearn_core.config import RunConfig, build_config, read_values
 from unlearn_core.errors import UserError
 from unlearn_core.evaluation.config import EvaluationConfig
-from unlearn_core.preflight import preflight
+from unlearn_core.method import compose
+from unlearn_core.preflight import check_composition, preflight
 from unlearn_core.publish import write_json
 
 SUMMARY = "summary.json"
@@ -168,7 +169,7 @@ def prepare(config: SearchConfig, target: ModelPoint, reference: ModelPoint | No
 def _check_every_kind(base: dict[str, Any], space: Space) -> None:
     """Each combination of choices must make a run that could start; ranges are tried at a random place."""
     seen: set[str] = set()
-    checked: set[str] = set()
+    read: set[tuple[str, tuple[str, ...]]] = set()
     choices = {domain.key for domain in space.varying if domain.kind == "choice"}
     for unit_D in np.random.default_rng(0).random((256, space.dimension)):
         config = space.decode(unit_D)
@@ -177,10 +178,13 @@ def _check_every_kind(base: dict[str, Any], space: Space) -> None:
             continue
         seen.add(kind)
         run = run_config(base, config, 0, 0)
-        preflight_key = json.dumps(run.method.model_dump(mode="json") | {"rate": run.optimizer.schedule}, default=str)
-        if run.method.name not in checked or preflight_key not in checked:
+        composition = compose(run.method.name, run.method.settings)
+        check_composition(run, composition)
+        # Rows are read and tokenised once for each method and each choice of row sets, not for each kind.
+        rows = (run.method.name, composition.data_sets)
+        if rows not in read:
             preflight(run)
-            checked |= {run.method.name, preflight_key}
+            read.add(rows)
 
 
 def _plan(config: SearchConfig, run: RunConfig, target: ModelPoint) -> ScoringPlan:
