@@ -158,6 +158,6 @@ def test_columns_of_the_features():
 
 def test_better_than_random_on_a_toy():
     space = Space.from_data({name: {"uniform": [0.0, 1.0]} for name in ("a", "b", "c")})
-    ours = play(lambda h: NoisyHypervolumeSearcher(space, h, 0, 1), space, 12).hypervolume()
-    random = max(play(lambda h, s=s: RandomSearcher(space, h, s, 1), space, 12).hypervolume() for s in range(5))
+    ours = play(lambda h: NoisyHypervolumeSearcher(space, h, 0, 1), space, 18).hypervolume()
+    random = max(play(lambda h, s=s: RandomSearcher(space, h, s, 1), space, 18).hypervolume() for s in range(5))
     assert ours > random
