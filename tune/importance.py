@@ -1,103 +1,124 @@
-"""Importance of each hyper-parameter for each objective: functional ANOVA (Hutter et al., ICML 2014), by Optuna.
+"""How much each hyper-parameter matters for each objective: functional ANOVA (Hutter et al., ICML 2014) by Optuna.
 
-A forest is fitted to the trials' values over the unit cube of the space; a parameter's share is the part of the
-forest's variance that it explains by itself, normalised over all parameters. What a trial is worth:
+What a trial counts for. The greatest value of an objective along a trajectory says little: every run starts with full
+utility. So a trial counts with the values of one step, its own best compromise, the step with the greatest product of
+values, which depends on no other trial; and, in a further column `hypervolume`, with the volume of its whole trajectory
+alone. A trial without a feasible step that diverged, ran out of memory or kept no constraint gives a front nothing and
+counts 0 in all columns. Running trials, re-runs, edits, and trials that failed, hung or were cut off without a scored
+step are left out.
 
-    each objective    its value at the trial's step of best hypervolume contribution
-    hypervolume       the hypervolume of the trial's own trajectory
-
-A parameter that a trial does not use stands at the middle of its range, as an option of its own for a choice, so a
-parameter of one method among several has a share of that method's weight only.
+Conditional parameters. Optuna's evaluator takes only parameters that all trials have. A parameter that a configuration
+does not use has no effect there, so any value of it gives the same result: each trial enters `COPIES` times, with other
+random values for what it does not use. That makes the objective a function on the whole cube that `Space.decode` reads,
+and the share of a conditional parameter counts what it does where it is active, weighed by how much of the cube that
+is. Shares are of single parameters; what only joint changes explain belongs to none of them.
 """
 
-from collections.abc import Sequence
+import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from tune.history import History, Trial, best_contribution, values_of
-from tune.objectives import Goal, hypervolume
+from tune.history import History, Trial, values_of
+from tune.objectives import hypervolume
 from tune.space import Space
-from unlearn_core.errors import MissingPackageError
+from tune.told import BLAMED
 
-LEAST_TRIALS = 10
-UNUSED = "not used"
+FEWEST = 10
+"""Trials below which nothing is said."""
+COPIES = 8
+"""Of each trial, in a space with conditions."""
+HYPERVOLUME = "hypervolume"
 
 
-def importance(
-    histories: Sequence[History], space: Space, goal: Goal, seed: int = 0
-) -> tuple[dict[str, dict[str, float]], str]:
-    """Shares of all parameters.
+@dataclass(frozen=True)
+class Importance:
+    """Shares of the hyper-parameters.
+
+    Attributes:
+        shares: objective, then `hypervolume`, to label of the parameter (`Domain.label`) to its share in [0, 1],
+            greatest first; each objective's shares sum to 1. An objective that does not vary is absent.
+        trials: how many counted.
+        reason: why something is absent, for a reader; empty if nothing is.
+    """
+
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    trials: int = 0
+    reason: str = ""
+
+
+def importance(history: History, space: Space, objectives: tuple[str, ...], seed: int = 0) -> Importance:
+    """Importance of each varying domain for each objective; see the top of this file.
 
     Args:
-        histories: of searches over this space; their trials are taken together.
+        history: of a search over `space`.
         space: what varied.
-        goal: names the objectives.
-        seed: of the forest.
-
-    Returns:
-        Objective, and `hypervolume`, to the label of a varying domain to its share in [0, 1]; shares sum to 1. An
-        objective that all trials share the value of is left out. Beside it, why there is nothing, or "".
-
-    Raises:
-        MissingPackageError: Optuna or scikit-learn is not installed.
+        objectives: M names, in the order of a point's values.
+        seed: of the forest and of the values of unused parameters.
     """
-    judged = [
-        (trial, values)
-        for history in histories
-        for trial in history.searched()
-        if trial.candidates and (values := _worth(history, trial)) is not None
-    ]
-    if len(judged) < LEAST_TRIALS:
-        return {}, f"{len(judged)} trials have a scored step, and fewer than {LEAST_TRIALS} say little"
-    if space.dimension < 2:
-        return {}, "one hyper-parameter varies, so its share is all"
-    names = [*(objective.name for objective in goal.objectives), "hypervolume"]
-    parameters = [_parameters(space, trial) for trial, _ in judged]
-    shares = {}
-    for n, name in enumerate(names):
-        worth_N = np.array([values[n] for _, values in judged])
-        if np.ptp(worth_N) > 0:
-            shares[name] = _fanova(space, parameters, worth_N, seed)
-    return shares, "" if shares else "all trials are worth the same"
+    counted = [(trial, row) for trial in history.searched() if (row := _counts_for(trial, len(objectives))) is not None]
+    if len(counted) < FEWEST:
+        return Importance(trials=len(counted), reason=f"{len(counted)} trials count so far; {FEWEST} are needed")
+    trials = [trial for trial, _ in counted]
+    targets_NJ = np.array([row for _, row in counted])
+    copies = COPIES if any(domain.when for domain in space.varying) else 1
+    units_RD = np.vstack([_filled(trial, space, copies, seed) for trial in trials])
+    shares, still = {}, []
+    for name, target_N in zip((*objectives, HYPERVOLUME), targets_NJ.T, strict=True):
+        found = _shares(space, units_RD, np.repeat(target_N, copies), seed) if np.ptp(target_N) > 0 else {}
+        if found:
+            shares[name] = found
+        else:
+            still.append(name)
+    reason = f"no parameter moved {', '.join(still)}" if still else ""
+    return Importance(shares, len(trials), reason)
 
 
-def _worth(history: History, trial: Trial) -> tuple[float, ...] | None:
-    others = history.points(leave_out=trial.number)
-    point = best_contribution(trial, values_of(others) if others else np.zeros((0, 0)))
-    return None if point is None else (*point.values, hypervolume(values_of(trial.candidates)))
+def _counts_for(trial: Trial, objectives: int) -> list[float] | None:
+    """Values at the best compromise and hypervolume of the trajectory; None for a trial that is left out."""
+    if trial.status == "running":
+        return None
+    if trial.candidates:
+        best = max(trial.candidates, key=lambda point: float(np.prod(point.values)))
+        return [*best.values, hypervolume(values_of(trial.candidates))]
+    if trial.status in BLAMED or any(point.scored for point in trial.points):
+        return [0.0] * (objectives + 1)
+    return None
 
 
-def _parameters(space: Space, trial: Trial) -> dict[str, float | str]:
-    coordinates = dict(zip((d.label for d in space.varying), space.encode(trial.config).tolist(), strict=True))
-    chosen = {
-        domain.label: str(trial.config[domain.key]) if domain.active(trial.config) else UNUSED
-        for domain in space.varying
+def _filled(trial: Trial, space: Space, copies: int, seed: int) -> NDArray[np.float64]:
+    """Coordinates of a trial, random where it does not use one; shape (copies, D)."""
+    units_CD = np.tile(space.encode(trial.config), (copies, 1))
+    unused_D = np.array([not domain.active(trial.config) for domain in space.varying])
+    random_CD = np.random.default_rng([seed, trial.number]).random(units_CD.shape)
+    return np.where(unused_D, random_CD, units_CD)
+
+
+def _shares(space: Space, units_RD: NDArray[np.float64], target_R: NDArray[np.float64], seed: int) -> dict[str, float]:
+    """Optuna's main effects, divided by their sum; empty if there are none."""
+    distributions: dict[str, BaseDistribution] = {
+        domain.label: CategoricalDistribution(range(len(domain.values)))
         if domain.kind == "choice"
-    }
-    return coordinates | chosen
-
-
-def _fanova(space: Space, parameters: list[dict], worth_N: np.ndarray, seed: int) -> dict[str, float]:
-    try:
-        import optuna
-        from optuna.importance import FanovaImportanceEvaluator
-    except ImportError as error:
-        raise MissingPackageError(
-            "Importance needs Optuna and scikit-learn: pip install optuna scikit-learn"
-        ) from error
-    distributions: dict[str, optuna.distributions.BaseDistribution] = {
-        domain.label: optuna.distributions.CategoricalDistribution((*map(str, domain.values), UNUSED))
-        if domain.kind == "choice"
-        else optuna.distributions.FloatDistribution(0.0, 1.0)
+        else FloatDistribution(0.0, 1.0)
         for domain in space.varying
     }
+    before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(storage=None, sampler=optuna.samplers.RandomSampler(seed))
-    study.add_trials(
-        [
-            optuna.trial.create_trial(params=params, distributions=distributions, value=float(worth))
-            for params, worth in zip(parameters, worth_N, strict=True)
-        ]
-    )
-    found = optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=seed))
-    return {label: float(found.get(label, 0.0)) for label in distributions}
+    try:
+        study = optuna.create_study(direction="maximize")
+    finally:
+        optuna.logging.set_verbosity(before)
+    for unit_D, target in zip(units_RD, target_R, strict=True):
+        params = {
+            domain.label: domain.values.index(domain.at(unit)) if domain.kind == "choice" else float(unit)
+            for domain, unit in zip(space.varying, unit_D, strict=True)
+        }
+        study.add_trial(optuna.trial.create_trial(value=float(target), params=params, distributions=distributions))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        found = optuna.importance.FanovaImportanceEvaluator(seed=seed).evaluate(study)
+    total = sum(found.values())
+    return {label: share / total for label, share in found.items()} if total > 0 else {}

@@ -1,46 +1,84 @@
-"""Importance of hyper-parameters: who matters, who does not, and when nothing can be said."""
+"""Importance of hyper-parameters where it is known beforehand."""
 
 import numpy as np
 import pytest
 
 from tune.history import History, Point, Trial
-from tune.importance import importance
-from tune.objectives import Goal, Objective
+from tune.importance import _counts_for, importance
+from tune.random_search import uniform_units
 from tune.space import Space
 
-SPACE = Space.from_data(
+NAN = float("nan")
+FLAT = Space.from_data({"x": {"uniform": [0, 1]}, "y": {"log_uniform": [1, 10]}, "c": {"choice": [None, [1], "z"]}})
+CONDITIONAL = Space.from_data(
     {
-        "kind": {"choice": ["a", "b"]},
-        "x": {"uniform": [0.0, 1.0]},
-        "y": {"log_uniform": [0.01, 1.0]},
-        "only_b": {"uniform": [0.0, 1.0], "when": {"kind": ["b"]}},
+        "method": {"choice": ["a", "b"]},
+        "rate": [
+            {"uniform": [0, 1], "when": {"method": ["a"]}},
+            {"uniform": [0, 1], "when": {"method": ["b"]}},
+        ],
+        "other": {"uniform": [0, 1]},
     }
 )
-GOAL = Goal((Objective("utility", ("u",), "higher", 0, 1), Objective("forgetting", ("f",), "higher", 0, 1)))
 
 
-def history(count, utility=lambda c: c["x"], forgetting=lambda c: np.log10(c["y"]) / 2 + 1):
-    trials = []
-    for n in range(count):
-        config = SPACE.decode(np.random.default_rng([5, n]).random(SPACE.dimension))
-        values = (float(utility(config)), float(forgetting(config)))
-        trials.append(Trial(n, config, points=[Point(n, 1, values)], status="finished"))
-    return History(trials)
+def history_of(space, values, trials=60):
+    history = History()
+    for number, unit_D in enumerate(uniform_units(trials, space.dimension, 1)):
+        config = space.decode(unit_D)
+        history.add(Trial(number, config))
+        history.record(Point(number, 1, values(config)))
+        history.end(number, "finished")
+    return history
 
 
-def test_the_parameter_that_moves_an_objective_has_the_share():
-    shares, why_not = importance([history(40), history(40)], SPACE, GOAL)
-    assert why_not == "" and set(shares) == {"utility", "forgetting", "hypervolume"}
-    assert shares["utility"]["x"] > 0.8 and shares["forgetting"]["y"] > 0.8
-    for found in shares.values():
-        assert sum(found.values()) == pytest.approx(1.0) and set(found) == {"kind", "x", "y", "only_b [b]"}
-    assert importance([history(40), history(40)], SPACE, GOAL)[0] == shares
+def test_each_objective_names_what_moves_it():
+    history = history_of(FLAT, lambda c: (0.1 + 0.8 * c["x"], 0.9 if c["c"] == [1] else 0.2))
+    found = importance(history, FLAT, ("utility", "forgetting"))
+    assert found.trials == 60 and found.reason == ""
+    assert set(found.shares) == {"utility", "forgetting", "hypervolume"}
+    for shares in found.shares.values():
+        assert set(shares) == {"x", "y", "c"} and sum(shares.values()) == pytest.approx(1)
+        assert min(shares.values()) >= 0
+    assert found.shares["utility"]["x"] > 0.9
+    assert found.shares["forgetting"]["c"] > 0.9
+    assert found.shares["hypervolume"]["y"] < 0.1
+    assert found == importance(history, FLAT, ("utility", "forgetting"))
 
 
-def test_too_few_trials_or_equal_ones_say_why():
-    assert importance([history(9)], SPACE, GOAL) == ({}, "9 trials have a scored step, and fewer than 10 say little")
-    flat = history(20, lambda c: 0.5, lambda c: 0.5)
-    assert importance([flat], SPACE, GOAL) == ({}, "all trials are worth the same")
-    one = Space.from_data({"x": {"uniform": [0.0, 1.0]}})
-    trials = [Trial(n, {"x": n / 20}, points=[Point(n, 1, (0.5, 0.5))]) for n in range(20)]
-    assert importance([History(trials)], one, GOAL)[1].startswith("one hyper-parameter")
+def test_a_conditional_parameter_counts_where_it_is_active():
+    # Method a: 0.2 + 0.6 rate, 0.5 on average; method b: 0.5 whatever its rate. So the method itself moves nothing.
+    history = history_of(CONDITIONAL, lambda c: (0.2 + 0.6 * c["rate"] if c["method"] == "a" else 0.5, 0.5), 80)
+    shares = importance(history, CONDITIONAL, ("utility", "forgetting")).shares["utility"]
+    assert set(shares) == {"method", "rate [a]", "rate [b]", "other"}
+    assert shares["rate [a]"] > 0.7
+    assert max(shares["rate [b]"], shares["other"], shares["method"]) < 0.2
+
+
+def test_an_objective_that_does_not_move_is_absent_with_a_reason():
+    found = importance(history_of(FLAT, lambda c: (c["x"], 0.5)), FLAT, ("utility", "forgetting"))
+    assert set(found.shares) == {"utility", "hypervolume"}
+    assert found.reason == "no parameter moved forgetting"
+
+
+def test_too_few_trials_give_a_reason():
+    found = importance(history_of(FLAT, lambda c: (c["x"], 0.5), 9), FLAT, ("utility", "forgetting"))
+    assert found.shares == {} and found.trials == 9
+    assert found.reason == "9 trials count so far; 10 are needed"
+
+
+def trial_of(points, status="finished", slacks=()):
+    trial = Trial(0, {}, status=status)
+    trial.points = [Point(0, step, values, slacks) for step, values in points.items()]
+    return trial
+
+
+def test_what_a_trial_counts_for():
+    # Products 0.18, 0.36, 0.16; volume of the staircase 0.9*0.2 + 0.6*(0.6-0.2) + 0.2*(0.8-0.6) = 0.46.
+    row = _counts_for(trial_of({1: (0.9, 0.2), 2: (0.6, 0.6), 3: (0.2, 0.8)}), 2)
+    assert row == pytest.approx([0.6, 0.6, 0.46])
+    assert _counts_for(trial_of({1: (0.9, 0.9)}, slacks=(-0.1,)), 2) == [0, 0, 0]
+    assert _counts_for(trial_of({}, "diverged"), 2) == [0, 0, 0]
+    assert _counts_for(trial_of({1: (NAN, 0.9)}, "failed"), 2) is None
+    assert _counts_for(trial_of({1: (0.5, 0.9)}, "running"), 2) is None
+    assert np.isfinite(_counts_for(trial_of({1: (NAN, 0.9), 2: (0.5, 0.5)}, "diverged"), 2)).all()
