@@ -1,134 +1,222 @@
-"""What is reported of searches: hypervolume, how it grew, attainment over seeds, spread of re-runs. Numbers by moocore.
+"""What several searches of one goal attained, and how far a front's members hold up when run again.
 
-attainment surface of p %    border of what at least p % of the searches attained (Grunert da Fonseca and Fonseca)
+All numbers here are moocore's; they are what reports print. The reference point is the origin (`tune.objectives`).
+Two kinds of noise are told apart: between searches of different seeds (attainment surfaces, interval of the mean
+hypervolume), and between trainings of one configuration (`rerun_spread`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tune.history import History, Point, values_of
-from tune.objectives import hypervolume
-from unlearn_core.errors import MissingPackageError
+from unlearn_core.errors import MissingPackageError, UserError
+from unlearn_core.frontier import non_dominated
 
-PERCENTAGES = (25, 50, 75)
-
-
-def _moocore() -> Any:
-    try:
-        import moocore
-    except ImportError as error:
-        raise MissingPackageError("Reported hypervolumes and attainment need moocore: pip install moocore") from error
-    return moocore
-
-
-def reported_hypervolume(points: Sequence[Point]) -> float:
-    """Hypervolume beyond the origin by moocore; higher is better, 0 without points."""
-    inside = [point.values for point in points if point.candidate and min(point.values) > 0]
-    if not inside:
-        return 0.0
-    values_NM = np.array(inside)
-    return float(_moocore().hypervolume(values_NM, ref=np.zeros(values_NM.shape[1]), maximise=True))
-
-
-def hypervolume_curve(history: History) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How the hypervolume grew with the optimizer steps that proposed trials took.
-
-    Args:
-        history: points are taken in the order in which they were recorded; edits and re-runs are left out.
-
-    Returns:
-        Steps spent, rising, and hypervolume after them, each of shape (K,): a place for each point. The curve ends at
-        `history.steps_spent`, which counts steps after the last scored one, too.
-    """
-    points = [point for trial in history.searched() for point in trial.points]
-    last: dict[int, int] = {}
-    spent, steps, volumes = 0, [], []
-    front_NM = np.zeros((0, 0))
-    volume = 0.0
-    for point in sorted(points, key=lambda one: (one.time, one.trial, one.step)):
-        spent += point.step - last.get(point.trial, 0)
-        last[point.trial] = point.step
-        if point.candidate and min(point.values) > 0:
-            value_1M = np.array([point.values])
-            joined_NM = value_1M if front_NM.size == 0 else np.vstack([front_NM, value_1M])
-            grown = hypervolume(joined_NM)
-            if grown > volume:
-                # A point that adds nothing now never will, so it need not be carried along.
-                front_NM, volume = joined_NM, grown
-        steps.append(spent)
-        volumes.append(volume)
-    if not steps or steps[-1] < history.steps_spent:
-        steps.append(history.steps_spent)
-        volumes.append(volume)
-    return np.array(steps, dtype=float), np.array(volumes)
+PERCENTILES = (25, 50, 75)
+RESAMPLES = 10_000
+"""Of the bootstrap."""
 
 
 def attainment_surfaces(
-    searches: Sequence[NDArray[np.float64]], percentages: Sequence[int] = PERCENTAGES
+    histories: Sequence[History], percentiles: Sequence[int] = PERCENTILES
 ) -> dict[int, NDArray[np.float64]]:
-    """Attainment surfaces of two objectives, both better when higher.
+    """Empirical attainment surfaces (Fonseca et al., EMO 2011) of searches of the same goal.
 
     Args:
-        searches: for each search the values of its points, shape (N, 2), N at least 1.
-        percentages: of the searches.
+        histories: one a search, of the same M objectives, 2 or 3. A search without a front attains nothing, and counts.
+        percentiles: each P asks for the surface that at least P % of the searches attained: 25 is the best quarter's
+            work, 75 what three of four can do.
 
     Returns:
-        Percentage to the surface's corners, shape (V, 2), by rising first objective. Of 4 searches the surface of 50 %
-        is what at least 2 attained.
+        For each percentile its non-dominated corners, shape (K, M), by the first objective, falling; higher is better.
+        K is 0 where fewer searches have any front.
+
+    Raises:
+        UserError: no search has a front, or the objectives are not 2 or 3.
+        MissingPackageError: moocore is not installed.
     """
-    rows = [np.column_stack([-points_N2, np.full(len(points_N2), n)]) for n, points_N2 in enumerate(searches, start=1)]
-    stacked = np.vstack(rows)
-    found = np.asarray(_moocore().eaf(stacked[:, :2], stacked[:, 2].astype(int), percentiles=list(percentages)))
+    fronts = [values_of(history.front()) for history in histories]
+    sizes = {front_NM.shape[1] for front_NM in fronts if front_NM.size}
+    if len(sizes) != 1 or not sizes <= {2, 3}:
+        raise UserError(
+            f"Attainment surfaces need searches of the same 2 or 3 objectives with a front; got {len(histories)} "
+            f"searches with {sorted(sizes) or 'no'} objectives on their fronts."
+        )
+    objectives = sizes.pop()
+    # moocore minimises, and takes no empty set: a search without a front stands at a point below everything.
+    lowest = min(float(front_NM.min()) for front_NM in fronts if front_NM.size) - 1.0
+    sets = [front_NM if front_NM.size else np.full((1, objectives), lowest) for front_NM in fronts]
+    owners_N = np.repeat(np.arange(len(sets)), [len(one) for one in sets])
+    found = _moocore().eaf(-np.vstack(sets), owners_N, percentiles=list(percentiles))
     surfaces = {}
-    for percentage in percentages:
-        corners_V2 = -found[found[:, -1] == percentage][:, :2]
-        surfaces[percentage] = corners_V2[np.argsort(corners_V2[:, 0])]
+    for percentile in percentiles:
+        corners_KM = -found[found[:, -1] == percentile, :-1]
+        corners_KM = corners_KM[(corners_KM > lowest).all(axis=1)]
+        surfaces[percentile] = corners_KM[np.argsort(-corners_KM[:, 0], kind="stable")]
     return surfaces
 
 
-def bootstrap_interval(values: Sequence[float], confidence: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean, with a fixed seed.
+@dataclass(frozen=True)
+class HypervolumeSummary:
+    """Hypervolume over searches of one goal.
 
-    Args:
-        values: one for each search, at least one; with one the interval is that value.
-        confidence: such as 0.95.
-        draws: resamples.
+    Attributes:
+        each: of each search, in the order given; higher is better.
+        mean: of them.
+        low: lower end of the interval of the mean; None for a single search.
+        high: its upper end.
+        level: probability that the interval is made for.
     """
-    values_N = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(0).integers(0, len(values_N), (draws, len(values_N)))
-    low, high = np.quantile(values_N[picks].mean(axis=1), ((1 - confidence) / 2, (1 + confidence) / 2))
-    return float(low), float(high)
+
+    each: tuple[float, ...]
+    mean: float
+    low: float | None
+    high: float | None
+    level: float
 
 
-def rerun_spread(history: History, member: Point) -> dict[str, Any] | None:
-    """Mean and spread of a front member over training seeds: its re-runs at its step, without itself.
+def hypervolume_summary(histories: Sequence[History], level: float = 0.95, seed: int = 0) -> HypervolumeSummary:
+    """Hypervolume of each search, its mean and the percentile-bootstrap interval of the mean over searches.
 
-    The member was chosen for being good, so its own values are biased upwards; they are left out.
+    With S searches the bootstrap draws S of them with replacement, `RESAMPLES` times. Below about 10 searches the
+    interval is too narrow, by a factor of about sqrt((S - 1) / S) and more; it is no test.
 
     Args:
-        history: re-runs are trials of that origin with the member as parent.
-        member: a point of the front.
+        histories: at least one.
+        level: of the interval, in (0, 1).
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: no search.
+        MissingPackageError: moocore is not installed.
+    """
+    if not histories:
+        raise UserError("No search to summarise; give at least one.")
+    each_S = np.array([reported_hypervolume(values_of(history.front())) for history in histories])
+    low = high = None
+    if len(each_S) > 1:
+        draws = np.random.default_rng(seed).integers(len(each_S), size=(RESAMPLES, len(each_S)))
+        tail = 100 * (1 - level) / 2
+        low, high = (float(end) for end in np.percentile(each_S[draws].mean(axis=1), [tail, 100 - tail]))
+    return HypervolumeSummary(tuple(map(float, each_S)), float(each_S.mean()), low, high, level)
+
+
+def reported_hypervolume(values_NM: NDArray[np.float64]) -> float:
+    """Hypervolume by moocore beyond the origin; 0 without points; points not above 0 in all objectives add nothing.
+
+    Args:
+        values_NM: N points of M values, finite, higher is better.
+
+    Raises:
+        MissingPackageError: moocore is not installed.
+    """
+    inside_NM = values_NM[(values_NM > 0).all(axis=1)] if values_NM.size else values_NM
+    if inside_NM.size == 0:
+        return 0.0
+    return float(_moocore().hypervolume(inside_NM, ref=np.zeros(inside_NM.shape[1]), maximise=True))
+
+
+def hypervolume_curve(history: History) -> NDArray[np.float64]:
+    """Hypervolume of a search against the optimizer steps it has spent.
+
+    Points count in the order of the time at which they were recorded, then by trial and step. A point costs the steps
+    since its trial's previous one; edits cost none, and re-runs are left out. The last row is the search as it stands,
+    with steps that led to no point, such as those of trials that diverged.
 
     Returns:
-        `seeds`, `mean` and `deviation` (sample standard deviation; null for one seed) of each objective, in order, and
-        how many re-runs `failed` to get there; None without a re-run.
+        Rows (steps spent, hypervolume), both rising, shape (R, 2); one row (0, 0) first.
+
+    Raises:
+        MissingPackageError: moocore is not installed.
     """
-    trials = [
-        trial
-        for trial in history
-        if trial.origin == "rerun" and (trial.parent, trial.parent_step) == (member.trial, member.step)
-    ]
-    points = [point for trial in trials for point in trial.points if point.step == member.step and point.scored]
-    if not points:
-        return None
-    values_NM = values_of(points)
-    deviation = values_NM.std(axis=0, ddof=1).tolist() if len(points) > 1 else None
-    return {
-        "seeds": len(points),
-        "mean": values_NM.mean(axis=0).tolist(),
-        "deviation": deviation,
-        "failed": sum(trial.status != "running" for trial in trials) - len(points),
-    }
+    points = [point for trial in history if trial.origin != "rerun" for point in trial.points]
+    points.sort(key=lambda point: (point.time, point.trial, point.step))
+    spent, volume, rows = 0, 0.0, [(0.0, 0.0)]
+    done: dict[int, int] = {}
+    front_NM = np.zeros((0, 0))
+    for point in points:
+        if history.trials[point.trial].origin == "search":
+            spent += max(0, point.step - done.get(point.trial, 0))
+            done[point.trial] = max(point.step, done.get(point.trial, 0))
+        value_M = np.array(point.values)
+        if point.candidate and not (front_NM.size and (front_NM >= value_M).all(axis=1).any()):
+            front_NM = np.vstack([front_NM, value_M]) if front_NM.size else value_M[None, :]
+            front_NM = front_NM[non_dominated(front_NM, (True,) * len(value_M))]
+            volume = reported_hypervolume(front_NM)
+        rows.append((float(spent), volume))
+    rows.append((float(max(spent, history.steps_spent)), volume))
+    return np.array(rows)
+
+
+@dataclass(frozen=True)
+class MemberSpread:
+    """A front member and its re-runs with other seeds.
+
+    Attributes:
+        point: the member as the search saw it. It was chosen for being good, so it is not part of the mean.
+        values: of the R re-runs, shape (R, M); higher is better.
+        mean: per objective; None without a scored re-run.
+        deviation: sample standard deviation per objective; None below two re-runs.
+        without: re-runs that ended without a scored point at that step.
+        infeasible: re-runs among `values` that break a constraint.
+    """
+
+    point: Point
+    values: NDArray[np.float64]
+    mean: tuple[float, ...] | None
+    deviation: tuple[float, ...] | None
+    without: int
+    infeasible: int
+
+
+@dataclass(frozen=True)
+class RerunSpread:
+    """How a front holds up.
+
+    Attributes:
+        members: front members with at least one re-run, by trial and step.
+        hypervolume: of their mean points, moocore's; those without a mean add nothing.
+        hypervolume_seen: of the same members as the search saw them, its luck included.
+    """
+
+    members: tuple[MemberSpread, ...]
+    hypervolume: float
+    hypervolume_seen: float
+
+
+def rerun_spread(history: History) -> RerunSpread:
+    """Mean and spread of the re-runs of each front member: trials of origin `rerun` with its trial and step as parent.
+
+    Raises:
+        MissingPackageError: moocore is not installed.
+    """
+    members = []
+    for point in sorted(history.front(), key=lambda one: (one.trial, one.step)):
+        runs = [trial for trial in history if trial.origin == "rerun" and trial.parent == point.trial]
+        runs = [run for run in runs if run.parent_step in (None, point.step)]
+        found = [one for run in runs for one in run.points if one.step == point.step and one.scored]
+        ended = sum(run.status != "running" for run in runs)
+        with_point = {one.trial for one in found}
+        without = ended - sum(run.status != "running" and run.number in with_point for run in runs)
+        if not found and not without:
+            continue
+        values_RM = values_of(found).reshape(len(found), len(point.values))
+        mean = tuple(map(float, values_RM.mean(axis=0))) if len(found) else None
+        deviation = tuple(map(float, values_RM.std(axis=0, ddof=1))) if len(found) > 1 else None
+        infeasible = sum(not one.feasible for one in found)
+        members.append(MemberSpread(point, values_RM, mean, deviation, without, infeasible))
+    means_NM = np.array([member.mean for member in members if member.mean is not None])
+    seen_NM = values_of(member.point for member in members)
+    return RerunSpread(tuple(members), reported_hypervolume(means_NM), reported_hypervolume(seen_NM))
+
+
+def _moocore() -> ModuleType:
+    try:
+        import moocore
+    except ImportError as error:
+        raise MissingPackageError("Attainment and reported hypervolumes need moocore: pip install moocore") from error
+    return moocore
