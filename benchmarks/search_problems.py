@@ -18,6 +18,8 @@ not solve a problem already. `python -m benchmarks.search_ideal` prints both, an
     irrelevant   6 dimensions, 4 that matter and of those two pairs that must fit together; 2 do nothing.
     patience     3 dimensions. Utility dips first and heals, forgetting starts late, and the best configurations are
                  the slow ones, whose early steps look bad: to stop by them is wrong.
+
+A fifth, recorded from real runs, is in benchmarks/search_recorded.py.
 """
 
 from collections.abc import Callable, Mapping
