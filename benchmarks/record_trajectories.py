@@ -23,7 +23,7 @@ SPACE_FILE = Path(__file__).with_name("recorded_space.yaml")
 
 def main() -> None:
     """Run the design and write the table."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--trials", type=int, default=192)
     arguments.add_argument("--output", type=Path, default=Path("outputs/recorded"))
     options = arguments.parse_args()
@@ -39,12 +39,13 @@ def main() -> None:
     search.run(Resources({"CPU": 1}, 2))
     table = archive.table()
     # On today's scale, whatever it was when a step was recorded.
-    for row in table.index[table["step"].notna()]:
-        metrics = {column: table.at[row, f"metric/{column}"] for column in aims.columns}
+    scored = table["step"].notna().tolist()
+    for row in (number for number, has_step in enumerate(scored) if has_step):
+        metrics = {column: table[f"metric/{column}"].iloc[row] for column in aims.columns}
         for objective, value in zip(aims.objectives, aims.values(metrics), strict=True):
             table.loc[row, f"value/{objective.name}"] = value
     kept = [name for name in table.columns if name.startswith(("config/", "value/"))]
-    table[["trial", "step", "status", *kept]].to_parquet(TABLE, index=False)
+    table.loc[:, ["trial", "step", "status", *kept]].to_parquet(TABLE, index=False)
     SPACE_FILE.write_text(space_yaml(SPACE), encoding="utf-8")
     print(f"{len(archive.history)} trials, {len(table)} rows: {TABLE}")
 

@@ -45,7 +45,11 @@ def make_pair(folder: Path) -> tuple[Path, Path]:
     for name, split in (("target", "full"), ("reference", "retain90")):
         path = folder / name
         if not is_complete(path):
-            publish_folder(path, lambda aside, split=split: make_model(aside, split), {"split": split})
+
+            def fill(aside: Path, split: str = split) -> None:
+                make_model(aside, split)
+
+            publish_folder(path, fill, {"split": split})
         made.append(path.resolve())
     return made[0], made[1]
 

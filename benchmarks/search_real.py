@@ -23,7 +23,7 @@ from benchmarks.search_model import EVERY, SPACE, STEPS, goal, make_pair, runner
 from pipelines.ray_session import start_ray
 from pipelines.search_frontier import search_frontier
 from tune.archive import TRIALS, Archive, read_lines
-from tune.attainment import bootstrap_interval, reported_hypervolume
+from tune.attainment import hypervolume_summary
 from tune.optimistic_stop import OptimisticStop
 from tune.random_search import RandomSearcher
 from tune.search import Budget, Resources, Search
@@ -73,7 +73,7 @@ def timings(archives: list[Archive]) -> tuple[list[float], list[float]]:
 
 def main() -> int:
     """Run what is missing, then print the figures; 1 when trajectory search falls short of random search."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--output", type=Path, default=Path("outputs/search-real"))
     arguments.add_argument("--steps", type=int, default=1200)
     arguments.add_argument("--picture", type=Path, default=None, help="Copy the pictures to STEM-*.png.")
@@ -91,7 +91,7 @@ def main() -> int:
             pruned = sum(trial.status == "pruned" for trial in history)
             console.print(
                 f"{name} seed {seed}: {len(history)} trials ({pruned} stopped early), {history.steps_spent} steps, "
-                f"hypervolume {reported_hypervolume(history.points()):.4f}, {time.monotonic() - begin:.0f} s",
+                f"hypervolume {hypervolume_summary([history]).mean:.4f}, {time.monotonic() - begin:.0f} s",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -107,11 +107,11 @@ def main() -> int:
 def _figures(archives: dict[str, list[Archive]], console: Console) -> int:
     means = {}
     for name, done in archives.items():
-        volumes = [reported_hypervolume(archive.history.points()) for archive in done]
-        means[name] = float(np.mean(volumes))
-        low, high = bootstrap_interval(volumes)
-        told = ", ".join(f"{volume:.4f}" for volume in volumes)
-        console.print(f"{name}: mean {means[name]:.4f} ({low:.4f} to {high:.4f}) of {told}", highlight=False)
+        found = hypervolume_summary([archive.history for archive in done])
+        means[name] = found.mean
+        told = ", ".join(f"{volume:.4f}" for volume in found.each)
+        interval = f"bootstrap interval {found.low:.4f} to {found.high:.4f}"
+        console.print(f"{name}: mean {found.mean:.4f} of {told}; {interval}", highlight=False, soft_wrap=True)
         first, proposed = timings(done)
         console.print(
             f"  from a trial's start to its first scored step {np.median(first):.1f} s (median of {len(first)}); "

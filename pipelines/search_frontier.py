@@ -8,7 +8,7 @@ OUTPUT/frontier.csv            every point; OUTPUT/summary.json, written last
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,17 @@ from pipelines.search_plots import (
     draw_importance,
     draw_parallel,
 )
-from pipelines.search_summary import short_config
+from pipelines.search_summary import as_data, short_config
 from tune.archive import SEARCH, read_about, read_history, table_of
 from tune.attainment import (
     attainment_surfaces,
-    bootstrap_interval,
     hypervolume_curve,
+    hypervolume_summary,
     reported_hypervolume,
     rerun_spread,
 )
 from tune.history import History, Point, values_of
-from tune.importance import importance
+from tune.importance import Importance, importance
 from tune.objectives import Goal
 from tune.space import Space
 from unlearn_core.errors import UserError
@@ -98,15 +98,15 @@ def search_frontier(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     groups: dict[str, list[Searched]] = {}
     for one in searches:
         groups.setdefault(one.searcher, []).append(one)
-    shares, why_not = importance([one.history for one in searches], Space.from_data(searches[0].about["space"]), goal)
+    found = _importance(searches, goal)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "summary.json").unlink(missing_ok=True)
     save(draw_frontier(_picture(searches, groups, models, goal)), output / "frontier")
     save(draw_hypervolume(_series(groups, goal)), output / "hypervolume")
     save(draw_parallel(parallel_groups([(one.history, _space(one)) for one in searches], goal)), output / "parallel")
-    if shares:
-        save(draw_importance(shares), output / "importance")
+    if found.shares:
+        save(draw_importance(found.shares), output / "importance")
     else:
         for suffix in (".png", ".svg"):
             (output / f"importance{suffix}").unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def search_frontier(folders: Sequence[Path], output: Path) -> dict[str, Any]:
 
     tables = [table_of(one.history, goal, str(one.folder)) for one in searches]
     write_text(output / "frontier.csv", pd.concat(tables).to_csv(index=False))
-    summary = _summary(searches, groups, goal, shares, why_not)
+    summary = _summary(searches, groups, goal, found)
     write_json(output / "summary.json", summary)
     return summary
 
@@ -123,9 +123,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     """The joint front for the terminal, hypervolumes below."""
     lines = [f"hypervolume {summary['hypervolume']:.4f} beyond the origin of {', '.join(summary['objectives'])}"]
     for name, found in summary["searchers"].items():
-        low, high = found["interval"]
         told = f"{name}: {found['mean']:.4f} over {len(found['hypervolumes'])} searches"
-        lines.append(told + (f", 95 % interval {low:.4f} to {high:.4f}" if len(found["hypervolumes"]) > 1 else ""))
+        if found["interval"] is not None:
+            low, high = found["interval"]
+            told += f", 95 % bootstrap interval {low:.4f} to {high:.4f}"
+        lines.append(told)
     if summary["importance_missing"]:
         lines.append(f"no importance: {summary['importance_missing']}")
     table = Table(title="Front of all searches", caption="\n".join(lines), caption_justify="left")
@@ -148,6 +150,14 @@ def _space(one: Searched) -> Space:
     return Space.from_data(one.about["space"])
 
 
+def _importance(searches: Sequence[Searched], goal: Goal) -> Importance:
+    """Over the trials of all searches of one space; of several spaces only the first one's."""
+    space = searches[0].about["space"]
+    trials = [trial for one in searches if one.about["space"] == space for trial in one.history.searched()]
+    joined = History(replace(trial, number=number) for number, trial in enumerate(trials))
+    return importance(joined, Space.from_data(space), tuple(one.name for one in goal.objectives))
+
+
 def _shared_goal(searches: Sequence[Searched]) -> Goal:
     first = searches[0]
     for other in searches[1:]:
@@ -164,9 +174,11 @@ def _series(groups: Mapping[str, Sequence[Searched]], goal: Goal) -> list[Series
     for label, members in groups.items():
         points = [values_of(one.history.points())[:, :2] for one in members if one.history.points()]
         # Bands are of two objectives: with more they would be a projection that no search attained.
-        banded = len(points) > 1 and len(goal.objectives) == 2
-        bands = attainment_surfaces(points) if banded else {}
-        series.append(Series(label, points, [hypervolume_curve(one.history) for one in members], bands))
+        fronts = sum(bool(one.history.front()) for one in members)
+        banded = len(members) > 1 and fronts > 0 and len(goal.objectives) == 2
+        bands = attainment_surfaces([one.history for one in members]) if banded else {}
+        curves = [hypervolume_curve(one.history) for one in members]
+        series.append(Series(label, points, [(curve[:, 0], curve[:, 1]) for curve in curves], bands))
     return series
 
 
@@ -175,12 +187,17 @@ def _picture(
 ) -> FrontierPicture:
     front = _joint_front(searches)
     members_N3 = np.array([[*point.values[:2], point.step] for _, point in front]).reshape(-1, 3)
-    reruns = []
-    for one, point in front:
-        spread = rerun_spread(one.history, point)
-        if spread is not None:
-            deviation_2 = np.array((spread["deviation"] or [0.0, 0.0])[:2])
-            reruns.append(Rerun(np.array(point.values[:2]), np.array(spread["mean"][:2]), deviation_2))
+    on_front = {(one.folder, point.trial, point.step) for one, point in front}
+    reruns = [
+        Rerun(
+            np.array(spread.point.values[:2]),
+            np.array(spread.mean[:2]),
+            np.array((spread.deviation or (0.0, 0.0))[:2]),
+        )
+        for one in searches
+        for spread in rerun_spread(one.history).members
+        if spread.mean is not None and (one.folder, spread.point.trial, spread.point.step) in on_front
+    ]
     return FrontierPicture(
         axes=(_label(goal, 0), _label(goal, 1)),
         series=_series(groups, goal),
@@ -188,7 +205,7 @@ def _picture(
         members_N3=members_N3,
         reruns=reruns,
         reference_2=_reference(searches[0], goal),
-        hypervolume=reported_hypervolume([point for _, point in front]),
+        hypervolume=reported_hypervolume(values_of(point for _, point in front)),
     )
 
 
@@ -228,24 +245,28 @@ def _summary(
     searches: Sequence[Searched],
     groups: Mapping[str, Sequence[Searched]],
     goal: Goal,
-    shares: Mapping[str, Mapping[str, float]],
-    why_not: str,
+    found: Importance,
 ) -> dict[str, Any]:
     front = _joint_front(searches)
+    again = {
+        (one.folder, spread.point.trial, spread.point.step): as_data(spread)
+        for one in searches
+        for spread in rerun_spread(one.history).members
+    }
     searchers = {}
     for name, members in groups.items():
-        volumes = [reported_hypervolume(one.history.points()) for one in members]
+        volumes = hypervolume_summary([one.history for one in members])
         searchers[name] = {
             "searches": [str(one.folder) for one in members],
-            "hypervolumes": volumes,
-            "mean": float(np.mean(volumes)),
-            "interval": bootstrap_interval(volumes),
+            "hypervolumes": volumes.each,
+            "mean": volumes.mean,
+            "interval": None if volumes.low is None else (volumes.low, volumes.high),
             "steps_spent": [one.history.steps_spent for one in members],
         }
     return {
         "objectives": [one.name for one in goal.objectives],
         "goal": goal.to_data(),
-        "hypervolume": reported_hypervolume([point for _, point in front]),
+        "hypervolume": reported_hypervolume(values_of(point for _, point in front)),
         "searchers": searchers,
         "front": [
             {
@@ -254,10 +275,10 @@ def _summary(
                 "step": point.step,
                 "values": list(point.values),
                 "config": one.history.trials[point.trial].config,
-                "reruns": rerun_spread(one.history, point),
+                "reruns": again.get((one.folder, point.trial, point.step)),
             }
             for one, point in front
         ],
-        "importance": {objective: dict(found) for objective, found in shares.items()},
-        "importance_missing": why_not,
+        "importance": found.shares,
+        "importance_missing": found.reason,
     }

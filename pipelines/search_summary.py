@@ -4,10 +4,10 @@ from collections import Counter
 from typing import Any
 
 from rich.table import Table
-from tune.attainment import reported_hypervolume, rerun_spread
 
 from tune.archive import Archive
-from tune.history import History, Point
+from tune.attainment import MemberSpread, reported_hypervolume, rerun_spread
+from tune.history import History, Point, values_of
 from tune.kept_models import KeptModels
 from tune.space import Config
 from unlearn_core.publish import MARKER
@@ -17,6 +17,8 @@ def summarise(archive: Archive) -> dict[str, Any]:
     """The content of summary.json; every number is moocore's or read off the archive."""
     history, goal = archive.history, archive.goal
     models = KeptModels(archive, most=0)
+    spread = rerun_spread(history)
+    again = {(one.point.trial, one.point.step): as_data(one) for one in spread.members}
     members = []
     for point in sorted(history.front(), key=lambda point: point.values):
         trial = history.trials[point.trial]
@@ -30,14 +32,17 @@ def summarise(archive: Archive) -> dict[str, Any]:
                 "values": dict(zip((one.name for one in goal.objectives), point.values, strict=True)),
                 "metrics": {column: point.metrics[column] for column in goal.columns},
                 "model": str(folder.relative_to(archive.folder.resolve())) if (folder / MARKER).is_file() else None,
-                "reruns": rerun_spread(history, point),
+                "reruns": again.get((point.trial, point.step)),
             }
         )
     return {
         "search": archive.about["name"],
         "searcher": archive.about["searcher"],
         "goal": archive.about["goal"],
-        "hypervolume": reported_hypervolume(history.points()),
+        "hypervolume": reported_hypervolume(values_of(history.front())),
+        "hypervolume_of_rerun_members": {"means": spread.hypervolume, "as_searched": spread.hypervolume_seen}
+        if spread.members
+        else None,
         "front": members,
         "trials": dict(Counter(f"{trial.origin}: {trial.status}" for trial in history)),
         "points": sum(len(trial.points) for trial in history),
@@ -48,6 +53,17 @@ def summarise(archive: Archive) -> dict[str, Any]:
             for trial in history
             if trial.status in ("diverged", "out_of_memory", "hung", "failed")
         },
+    }
+
+
+def as_data(spread: MemberSpread) -> dict[str, Any]:
+    """Re-runs of a front member, for JSON."""
+    return {
+        "seeds": len(spread.values),
+        "mean": spread.mean,
+        "deviation": spread.deviation,
+        "without": spread.without,
+        "infeasible": spread.infeasible,
     }
 
 
