@@ -41,7 +41,7 @@ from unlearn_core.errors import UserError
 
 PARTS = ("steps", "overhead")
 MOST_RATIO, MOST_SECONDS = 0.6, 5.0
-SEEDS, TRIALS, BOUND = 10, 40, 2.0
+SEEDS, TRIALS, BOUND = 10, 30, 2.0
 FILLED, FILLED_PROBLEM, REPETITIONS = 200, "methods", 5
 RESULTS = "results.jsonl"
 Report = Callable[[str], None]

@@ -22,7 +22,7 @@ not solve a problem already. `python -m benchmarks.search_ideal` prints both, an
 A fifth, recorded from real runs, is in benchmarks/search_recorded.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,10 @@ class Problem(Protocol):
         """Hypervolume beyond the origin of every point that the problem has."""
         ...
 
+    def settled(self, config: Config, run: Sequence[Config]) -> Config:
+        """The configuration that a proposal is run as, given those that the search has run."""
+        ...
+
     def trajectory(self, config: Config) -> NDArray[np.float64]:
         """Values (utility, forgetting) at each `every` steps, shape (T, 2), higher is better; NaN once it broke."""
         ...
@@ -99,6 +103,10 @@ class ClosedForm:
     irrelevant: tuple[str, ...] = ()
     total_steps: int = TOTAL_STEPS
     every: int = EVERY
+
+    def settled(self, config: Config, run: Sequence[Config]) -> Config:
+        """Itself."""
+        return config
 
     def trajectory(self, config: Config) -> NDArray[np.float64]:
         """See `Problem`.

@@ -1,7 +1,14 @@
-"""A problem for searchers made of recorded trajectories: any configuration is answered by the nearest recorded one.
+"""A problem for searchers made of recorded trajectories: a proposal is run as the nearest recorded configuration.
 
-So do tabular benchmarks (HPO-B, YAHPO Gym's tables): what a search costs here is nothing, and the curves are real ones,
-with their noise. `benchmarks/recorded_trajectories.parquet` has a row a scored step: `trial`, `step`, `value/utility`,
+As in tabular benchmarks (HPO-B): what a search costs here is nothing, and the curves are real ones, with their noise. A
+proposal becomes the nearest recorded configuration that the search has not run yet (`settled`), and the history holds
+that one, so that a searcher learns of the configuration that was measured, and measures none twice.
+
+At first proposals kept their own configuration and could be answered by one record again and again. A searcher that
+models the objectives as functions of the configuration then spends its steps near the best record without ever
+measuring another; seen with the TMOBO-style searcher, and changed for all.
+
+`benchmarks/recorded_trajectories.parquet` has a row a scored step: `trial`, `step`, `value/utility`,
 `value/forgetting` and `config/KEY` for each key of the space in `benchmarks/recorded_space.yaml`.
 """
 
@@ -66,10 +73,22 @@ class RecordedProblem:
             ]
         )
 
-    def nearest(self, config: Config) -> int:
+    def settled(self, config: Config, run: Sequence[Config]) -> Config:
+        """The recorded configuration that a proposal is run as: the nearest that is not among those run already.
+
+        Once all have been run, the nearest.
+        """
+        left_N = np.array([recorded not in run for recorded in self.configs])
+        return self.configs[self.nearest(config, left_N if left_N.any() else None)]
+
+    def nearest(self, config: Config, among_N: NDArray[np.bool_] | None = None) -> int:
         """Row of the recorded configuration that differs in the fewest choices, of these the nearest one.
 
         Distance is Euclidean in `Space.features`; of equally near ones the first.
+
+        Args:
+            config: of the space.
+            among_N: which rows may be taken, at least one; None for all.
 
         Raises:
             UserError: the config is not of the space.
@@ -77,7 +96,8 @@ class RecordedProblem:
         away_NF = np.abs(self.features_NF - self.space.features(self.space.encode(config))[0])
         differ_N = away_NF[:, self.choice_F].sum(axis=1).round(6)
         distance_N = np.sqrt((away_NF[:, ~self.choice_F] ** 2).sum(axis=1))
-        return int(np.lexsort((distance_N, differ_N))[0])
+        out_N = np.zeros(len(differ_N), dtype=bool) if among_N is None else ~among_N
+        return int(np.lexsort((distance_N, differ_N, out_N))[0])
 
     def trajectory(self, config: Config) -> NDArray[np.float64]:
         """Values (utility, forgetting) of the nearest recorded run, shape (T, 2); NaN where it has none."""

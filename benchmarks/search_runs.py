@@ -197,7 +197,7 @@ def play(
         begin = time.perf_counter()
         config = searcher.propose(number)
         run.proposing.append(time.perf_counter() - begin)
-        trial = Trial(number, config)
+        trial = Trial(number, problem.settled(config, [one.config for one in run.history]))
         run.history.add(trial)
         run.trials += 1
         _play_trial(problem, rules, run, trial, covered, over)

@@ -76,6 +76,16 @@ def test_choices_come_before_distance():
     assert problem.nearest({"method": "b", "rate": 1e-2, "rows": 16, "kind": "sgd"}) == 2
 
 
+def test_a_proposal_is_run_as_the_nearest_record_that_was_not_run():
+    problem = recorded_problem(table(), SPACE)
+    proposed = dict(problem.configs[1])
+    first = problem.settled(proposed, [])
+    assert first == problem.configs[1]
+    second = problem.settled(proposed, [first])
+    assert second in problem.configs and second != first
+    assert problem.settled(proposed, problem.configs) == first
+
+
 def test_a_run_that_ended_has_no_values_from_there():
     values_T2 = recorded_problem(table(), SPACE).trajectory({"method": "a", "rate": 1e-1})
     assert np.isfinite(values_T2).all(axis=1).tolist() == [True, True, False]
@@ -100,6 +110,9 @@ class Line:
 
     name, total_steps, every, ideal = "line", 6, 2, 0.5
     space = Space.from_data({"x": {"uniform": [0.0, 1.0]}})
+
+    def settled(self, config, run):
+        return config
 
     def trajectory(self, config):
         return np.array([[0.2, 0.2], [0.4, 0.5], [0.3, 0.9]]) * config["x"]
@@ -291,11 +304,11 @@ def test_the_verdict_is_of_the_strict_ratio_over_all_problems():
 
 def test_a_verdict_of_less_than_the_whole_says_so():
     whole = argparse.Namespace(
-        parts=("steps", "overhead"), problems=PROBLEMS, searchers=("tmobo",), seeds=10, trials=40, bound_factor=2.0
+        parts=("steps", "overhead"), problems=PROBLEMS, searchers=("tmobo",), seeds=10, trials=30, bound_factor=2.0
     )
     assert reduced(whole) == ""
     less = argparse.Namespace(**vars(whole) | {"parts": ("steps",), "problems": PROBLEMS[1:], "seeds": 3, "trials": 5})
-    assert reduced(less) == " (reduced: without overhead; without two_sided; 3 of 10 seeds; budget 5 trials, not 40)"
+    assert reduced(less) == " (reduced: without overhead; without two_sided; 3 of 10 seeds; budget 5 trials, not 30)"
 
 
 def test_a_rerun_takes_up_whole_lines_and_tells_of_other_code(tmp_path):
