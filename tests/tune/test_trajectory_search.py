@@ -121,9 +121,9 @@ def test_front_mask_is_non_dominated(objectives: int):
 def test_gradient_of_the_posterior_density():
     rng = np.random.default_rng(0)
     x_NF, tau_N, z_N = (torch.tensor(rng.random(shape)) for shape in ((20, 3), 20, 20))
-    theta_P = start(3).theta_P.numpy() + 0.3 * rng.standard_normal(10)
+    theta_P = start(3).theta_P.numpy() + 0.3 * rng.standard_normal(9)
     gradient_P = negative_log_posterior(theta_P, x_NF, tau_N, z_N)[1]
-    for p, along_P in enumerate(1e-6 * np.eye(10)):
+    for p, along_P in enumerate(1e-6 * np.eye(9)):
         above, below = (negative_log_posterior(theta_P + s * along_P, x_NF, tau_N, z_N)[0] for s in (1, -1))
         assert gradient_P[p] == pytest.approx((above - below) / 2e-6, abs=1e-6)
 
