@@ -47,10 +47,10 @@ RESULTS = "results.jsonl"
 Report = Callable[[str], None]
 
 
-def digest() -> str:
-    """Of the code and tables that decide a result."""
+def digest(name: str) -> str:
+    """Of the code and tables that decide a contestant's result."""
     found = hashlib.sha256()
-    for path in sources():
+    for path in sources(name):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
@@ -71,14 +71,14 @@ def run_steps(options: argparse.Namespace, report: Report) -> list[Line]:
     ]
     known = {key_of(line): line for line in read_lines(path)}
     todo = [task for task in wanted if task not in known]
-    now = digest()
+    now = {name: digest(name) for name in options.searchers}
     report(f"{len(wanted)} searches, {len(wanted) - len(todo)} of them done before; {path}")
     begin = time.perf_counter()
     with _workers(options.jobs) as pool:
         futures: dict[Future[Line], tuple[Any, ...]] = {pool.submit(run_task, *task): task for task in todo}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
-                line = future.result() | {"source": now}
+                line = future.result() | {"source": now[str(futures[future][1])]}
                 append_line(path, line)
                 known[futures[future]] = line
                 minutes = (time.perf_counter() - begin) / 60
@@ -88,7 +88,7 @@ def run_steps(options: argparse.Namespace, report: Report) -> list[Line]:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     lines = [known[task] for task in wanted]
-    others = sum(line["source"] != now for line in lines)
+    others = sum(line["source"] != now[line["searcher"]] for line in lines)
     if others:
         report(f"note: {others} of {len(lines)} lines were made by other versions of the code; use another --output")
     return lines

@@ -114,6 +114,8 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 ELSEWHERE = ("search", "trainable", "archive", "kept_models", "attainment", "importance")
 """Modules of tune/ that no search here goes through."""
+TRAJECTORIES = ("trajectory_search", "trajectory_model", "trajectory_gp", "improvement", "optimistic_stop")
+"""Those of the TMOBO-style searcher alone."""
 USUAL = ("random", "sobol", "tpe", "nsga2", "qlognehvi", "tmobo")
 
 
@@ -327,9 +329,10 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def sources() -> list[Path]:
-    """Files that decide a result: the searchers and these benchmarks."""
+def sources(name: str) -> list[Path]:
+    """Files that decide a contestant's result: the searchers, without those it has no part in, and these benchmarks."""
     here = Path(__file__).parent
     names = ("search_problems.py", "search_recorded.py", "search_runs.py", "recorded_trajectories.parquet")
-    searchers = [path for path in sorted((here.parent / "tune").glob("*.py")) if path.stem not in ELSEWHERE]
+    apart = ELSEWHERE if name.startswith("tmobo") else (*ELSEWHERE, *TRAJECTORIES)
+    searchers = [path for path in sorted((here.parent / "tune").glob("*.py")) if path.stem not in apart]
     return [*searchers, *(here / name for name in names)]
