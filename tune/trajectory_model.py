@@ -163,7 +163,9 @@ class TrajectoryModel:
 
 
 class TrajectoryModels:
-    """The model of a history, shared by a searcher and a stop rule so that each fit is done once.
+    """The models of one search, shared by its searcher and stop rule so that each fit is done once.
+
+    What is kept between calls are features by trial number, and the last fit.
 
     Args:
         space: what varies.

@@ -43,8 +43,8 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 from torch import Tensor
 
-from tune.history import History, Trial, best_contribution, values_of
-from tune.improvement import Front
+from tune.history import History, Trial, values_of
+from tune.improvement import Front, front_mask
 from tune.random_search import sobol_units
 from tune.searcher import TrajectorySearcher
 from tune.space import Config, Space
@@ -108,22 +108,24 @@ class TrajectoryBayesSearcher(TrajectorySearcher):
         for trial in self.history.running:
             if trial.origin == "search":
                 model, front = self._with_pending(model, front, trial, steps_T)
-        judge = Judge(model, front, steps_T, self.space, rng)
+        judge = Judge(model, front, steps_T, rng)
         many = model.objectives > 2
         units_CD = self._candidates(rng, CANDIDATES_MANY if many else CANDIDATES, NEIGHBOURS // (4 if many else 1))
         known = {self.models.features(trial).tobytes() for trial in self.history.searched()}
-        score_C, new_C = judge.scores(units_CD), judge.new(units_CD, known)
+        x_CF = self.space.features(units_CD)
+        score_C, new_C = judge.scores(x_CF), unknown(x_CF, known)
         for spread, starts in ROUNDS:
             best_K = np.argsort(-np.where(new_C, score_C, -1.0), kind="stable")[:starts]
             around = NEIGHBOURS // (8 if many else 2) // starts
             moved_CD = np.concatenate([moves(units_CD[k], around, spread, self.space, rng) for k in best_K])
-            units_CD = np.concatenate([units_CD, moved_CD])
-            score_C = np.concatenate([score_C, judge.scores(moved_CD)])
-            new_C = np.concatenate([new_C, judge.new(moved_CD, known)])
+            moved_CF = self.space.features(moved_CD)
+            units_CD, x_CF = np.concatenate([units_CD, moved_CD]), np.concatenate([x_CF, moved_CF])
+            score_C = np.concatenate([score_C, judge.scores(moved_CF)])
+            new_C = np.concatenate([new_C, unknown(moved_CF, known)])
         if new_C.any():
-            units_CD, score_C = units_CD[new_C], score_C[new_C]
+            units_CD, x_CF, score_C = units_CD[new_C], x_CF[new_C], score_C[new_C]
         if score_C.max() <= 0:
-            score_C = judge.hopes(units_CD)
+            score_C = judge.hopes(x_CF)
         return units_CD[int(score_C.argmax())]
 
     def _with_pending(
@@ -149,16 +151,16 @@ class TrajectoryBayesSearcher(TrajectorySearcher):
 
     def _best_trials(self, least: int) -> list[Trial]:
         """Proposed trials with a point on the front, up to 16, then others by their best product of values."""
-        on_front = {point.trial for point in self.history.front()}
-        trials = [trial for trial in self.history.searched() if trial.candidates]
-        none_NM = np.zeros((0, 0))
-
-        def worth(trial: Trial) -> tuple[bool, float]:
-            best = best_contribution(trial, none_NM)
-            assert best is not None
-            return trial.number in on_front, float(np.prod(best.values))
-
-        ranked = sorted(trials, key=worth, reverse=True)
+        points = self.history.points()
+        if not points:
+            return []
+        values_NM = values_of(points)
+        on_front = {points[n].trial for n in np.flatnonzero(front_mask(values_NM))}
+        best: dict[int, float] = {}
+        for point, product in zip(points, values_NM.prod(axis=1).tolist(), strict=True):
+            best[point.trial] = max(product, best.get(point.trial, 0.0))
+        trials = [trial for trial in self.history.searched() if trial.number in best]
+        ranked = sorted(trials, key=lambda trial: (trial.number in on_front, best[trial.number]), reverse=True)
         front = sum(trial.number in on_front for trial in trials)
         return ranked[: min(max(least, front), 16)]
 
@@ -170,39 +172,27 @@ class Judge:
         model: of trajectories.
         front: P.
         steps_T: where trajectories are recorded.
-        space: of the configurations.
         rng: for the base samples.
     """
 
-    def __init__(
-        self, model: TrajectoryModel, front: Front, steps_T: Sequence[int], space: Space, rng: np.random.Generator
-    ):
-        self.model, self.front, self.steps_T, self.space = model, front, steps_T, space
+    def __init__(self, model: TrajectoryModel, front: Front, steps_T: Sequence[int], rng: np.random.Generator):
+        self.model, self.front, self.steps_T = model, front, steps_T
         outputs = len(model.processes_O)
         samples = SAMPLES if model.objectives == 2 else SAMPLES_MANY
         engine = qmc.MultivariateNormalQMC(np.zeros(outputs * len(steps_T)), rng=rng)
         self.base_OST = torch.tensor(engine.random(samples)).reshape(samples, outputs, -1).transpose(0, 1)
 
-    def features(self, units_CD: NDArray[np.float64]) -> Tensor:
-        """Shape (C, F)."""
-        return torch.tensor(self.space.features(units_CD))
-
-    def new(self, units_CD: NDArray[np.float64], known: set[bytes]) -> NDArray[np.bool_]:
-        """Which configurations are none of those known, shape (C,)."""
-        return np.array([row_F.tobytes() not in known for row_F in self.space.features(units_CD)])
-
-    def scores(self, units_CD: NDArray[np.float64]) -> NDArray[np.float64]:
-        """TEHVI, shape (C,), 0 or more."""
-        chunks = torch.split(self.features(units_CD), CHUNK)
-        return torch.cat([self._tehvi(x_CF) for x_CF in chunks]).numpy()
+    def scores(self, x_CF: NDArray[np.float64]) -> NDArray[np.float64]:
+        """TEHVI at features, shape (C,), 0 or more."""
+        return torch.cat([self._tehvi(chunk_CF) for chunk_CF in torch.split(torch.tensor(x_CF), CHUNK)]).numpy()
 
     def _tehvi(self, x_CF: Tensor) -> Tensor:
         mean_OCT, covariance_OCTT = self.model.posterior(x_CF, self.steps_T)
         return tehvi(self.model, self.front, mean_OCT, covariance_OCTT, self.base_OST)
 
-    def hopes(self, units_CD: NDArray[np.float64]) -> NDArray[np.float64]:
+    def hopes(self, x_CF: NDArray[np.float64]) -> NDArray[np.float64]:
         """What mean + 3 standard deviations would add; where nothing adds, the summed variance. Shape (C,)."""
-        mean_OCT, covariance_OCTT = self.model.posterior(self.features(units_CD), self.steps_T)
+        mean_OCT, covariance_OCTT = self.model.posterior(torch.tensor(x_CF), self.steps_T)
         variance_OCT = covariance_OCTT.diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
         gain_C = self.front.improvement(self.model.points(mean_OCT + 3.0 * variance_OCT.sqrt()))
         return (gain_C if float(gain_C.max()) > 0 else variance_OCT.sum(dim=(0, 2))).numpy()
@@ -241,6 +231,11 @@ def tehvi(model: TrajectoryModel, front: Front, mean_OCT: Tensor, covariance_OCT
     return front.improvement(model.points(torch.stack(samples))).mean(dim=-1)
 
 
+def unknown(x_CF: NDArray[np.float64], known: set[bytes]) -> NDArray[np.bool_]:
+    """Which features are none of those known, byte for byte; shape (C,)."""
+    return np.array([x_F.tobytes() not in known for x_F in x_CF])
+
+
 def moves(
     unit_D: NDArray[np.float64], count: int, size: float, space: Space, rng: np.random.Generator
 ) -> NDArray[np.float64]:
@@ -260,7 +255,6 @@ def moves(
     moved_CD = rng.random((count, dimension)) < min(1.0, 2.0 / dimension)
     moved_CD[np.arange(count), rng.integers(dimension, size=count)] = True
     stepped_CD = unit_D + size * rng.standard_normal((count, dimension))
-    # Back from the faces of the cube, so that no mass collects on them but at their own values.
     stepped_CD = np.clip(stepped_CD, 0.0, 1.0)
     choice_D = np.array([domain.kind == "choice" for domain in space.varying])
     stepped_CD = np.where(choice_D, rng.random((count, dimension)), stepped_CD)
