@@ -23,8 +23,9 @@ differs, and "TMOBO-style" is all it claims to be.
 - Parallel trials: a running trial is conditioned on for its points so far. The mean of the rest of its trajectory
   counts as seen, both by the processes (Kriging believer) and in P. So two workers do not get the same configuration.
 - Every trial costs the same number of steps unless a stop rule ends it, so nothing is divided by a cost.
-- The first 2 (D + 1) configurations are Sobol points, at least 5 and at most `MOST_INITIAL`; so are later ones while
-  fewer than 3 trials have ended.
+- The first D + 2 configurations are Sobol points, at least 5 and at most `MOST_INITIAL`; so are later ones while fewer
+  than 3 trials have ended. That is half of the usual 2 (D + 1): a trajectory says more than a single value, and in 8
+  dimensions the usual design would be half of a search of 30 trials.
 - If no candidate improves P in any sample, the one whose mean + 3 standard deviations adds most is taken, and if none
   of these adds anything, the one with the greatest sum of variances.
 
@@ -60,7 +61,7 @@ CANDIDATES_MANY = 96
 NEIGHBOURS = 256
 ROUNDS = ((0.10, 8), (0.04, 4), (0.015, 2))
 """Of refinement: standard deviation of the moves in the unit cube, and how many of the best are moved from."""
-MOST_INITIAL = 16
+MOST_INITIAL = 10
 CHUNK = 256
 """Candidates that are scored at once; bounds the memory."""
 
@@ -85,7 +86,7 @@ class TrajectoryBayesSearcher(TrajectorySearcher):
     @property
     def initial(self) -> int:
         """How many configurations are Sobol points before any model is asked."""
-        return min(max(5, 2 * (self.space.dimension + 1)), MOST_INITIAL)
+        return min(max(5, self.space.dimension + 2), MOST_INITIAL)
 
     def propose(self, number: int) -> Config:
         """The configuration of greatest TEHVI, or of the initial design."""
