@@ -165,7 +165,7 @@ def test_settings_of_the_recipe_hold_for_its_own_method_alone(taught):
 def test_rounded_weights_are_measured_beside_the_model(taught):
     plan = ScoringPlan(**{**vars(PLAN), "quantised": ("nf4",)})
     found = ModelScorer(plan).score(taught)
-    for column in ("extraction_strength", "forget_Q_A_Prob", "retain_Q_A_Prob"):
+    for column in ("forget_Q_A_Prob", "retain_Q_A_Prob"):
         assert found[column] != found[f"{column}@nf4"]
     knows, after = found["extraction_strength"], found["extraction_strength@nf4"]
     assert found["robustness@nf4"] == pytest.approx(1.0 if after <= knows else knows / after)
