@@ -14,6 +14,8 @@ from pipelines import cli
 from pipelines.finetune import steps_of
 from pipelines.progress import follow_steps
 from pipelines.runs import recipe_summary, recipes, resolve_model
+from pipelines.search_config import SearchConfig
+from tune.space import Space, space_of_methods
 from unlearn_core.config import BatchConfig, FinetuneConfig, RunConfig, load_config
 from unlearn_core.errors import DivergedError, UserError
 from unlearn_core.loop import Outcome
@@ -66,6 +68,10 @@ def test_every_recipe_is_valid(name):
         config = load_config(RunConfig, path, {"model.path": "some/model"})
         sets = set(compose(config.method.name, config.method.settings).sets)
         assert sets <= {name for name in ("forget", "retain", "generic") if getattr(config.data, name)}
+    elif command == "search":
+        search = load_config(SearchConfig, path)
+        assert Space.from_data(space_of_methods(search.methods) | search.space).dimension > 1
+        assert recipe_summary(recipes()[search.recipe])[0] == "train"
     else:
         values = load_config(FinetuneConfig, path, {} if "build" in path.read_text() else {"model.path": "some/model"})
         assert set(values.reference) - set(values.target) <= {"retain90"}
@@ -152,7 +158,7 @@ def test_workers_read_relative_paths_from_where_the_run_was_started(monkeypatch,
     here.mkdir()
     elsewhere.mkdir()
     config = load_config(RunConfig, recipes()["own-files"], {"model.path": "model"})
-    monkeypatch.setattr(stage.ray.train.torch, "TorchTrainer", lambda _, train_loop_config, **__: train_loop_config)
+    monkeypatch.setattr(stage, "AbortableTrainer", lambda _, train_loop_config, **__: train_loop_config)
     monkeypatch.setattr(stage, "RayContext", lambda output: SimpleNamespace(rank=1, output=output))
     monkeypatch.setattr(stage, "run", lambda *_: seen.append(Path.cwd()))
     monkeypatch.chdir(here)
