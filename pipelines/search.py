@@ -120,13 +120,15 @@ def search(
         if config.slug is not None:
             running.give({"method.name": "slug"}, "warm_start")
         running.run(resources)
-        watcher.phase("lines from the front to the target")
+        if config.densify:
+            watcher.phase("lines from the front to the target")
         for point in running.models.existing() if config.densify else ():
             if archive.history.trials[point.trial].origin != "densify":
                 settings = {"method.name": "interpolation", "interpolation.weights": list(config.densify)}
                 running.give(settings, "densify", point)
         running.run(resources, propose=False)
-        watcher.phase("front members with new seeds")
+        if config.reruns:
+            watcher.phase("front members with new seeds")
         for point in running.models.members():
             trial = archive.history.trials[point.trial]
             for number in range(config.reruns if trial.origin == "search" else 0):
