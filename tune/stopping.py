@@ -1,4 +1,4 @@
-"""When a trial is stopped before its last step: the rules' protocol, multi-objective ASHA and budgets.
+"""When a trial is stopped before its last step: the rules' protocol, and multi-objective ASHA.
 
 A rule is asked after each new point and answers from the history alone. So nothing of it is saved, and a search that is
 started again decides as if it had not stopped: the rungs are in the archive.
@@ -38,45 +38,6 @@ class StopRule(Protocol):
             trial: a running trial of the history.
         """
         ...
-
-
-@dataclass(frozen=True)
-class StepBudget:
-    """Stops every trial once the search has used up its optimizer steps.
-
-    Attributes:
-        total: steps of all trials that a searcher proposed.
-        minimum: of the protocol.
-    """
-
-    total: int
-    minimum: int = 0
-
-    def reason(self, history: History, trial: Trial) -> str | None:
-        """See `StopRule`."""
-        if trial.last_step < self.minimum or history.steps_spent < self.total:
-            return None
-        return f"budget of {self.total} steps used up"
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """Stops every trial at its first point recorded at or after a time.
-
-    Attributes:
-        time: Unix time.
-        minimum: of the protocol.
-    """
-
-    time: float
-    minimum: int = 0
-
-    def reason(self, history: History, trial: Trial) -> str | None:
-        """See `StopRule`; the clock is that of the trial's last point, so the answer is the history's alone."""
-        if not trial.points or trial.last_step < self.minimum or trial.points[-1].time < self.time:
-            return None
-        late = trial.points[-1].time - self.time
-        return f"budget of time used up: the point of step {trial.last_step} came {late:.0f} s after the deadline"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from tune.history import History, Point, Trial
-from tune.stopping import Deadline, MultiObjectiveAsha, StepBudget, StopRule
+from tune.stopping import MultiObjectiveAsha, StopRule
 from unlearn_core.errors import UserError
 
 NAN = float("nan")
@@ -122,19 +122,6 @@ def test_three_objectives():
     at_5 = {0: (0.9, 0.5, 0.5), 1: (0.5, 0.9, 0.5), 2: (0.4, 0.4, 0.4)}
     history = history_of({number: {5: values} for number, values in at_5.items()})
     assert answers(MultiObjectiveAsha(5), history) == {0: None, 1: None, 2: "rank 3 of 3 at step 5 (kept: 1)"}
-
-
-def test_budgets():
-    history = history_of({0: {5: (0.5, 0.5)}, 1: {4: (0.5, 0.5)}})
-    trial = history.trials[1]
-    assert StepBudget(10).reason(history, trial) is None
-    assert StepBudget(9).reason(history, trial) == "budget of 9 steps used up"
-    assert StepBudget(9, minimum=5).reason(history, trial) is None
-    assert Deadline(104.5).reason(history, trial) is None
-    assert Deadline(102.0).reason(history, trial) == (
-        "budget of time used up: the point of step 4 came 2 s after the deadline"
-    )
-    assert Deadline(102.0, minimum=5).reason(history, trial) is None
 
 
 @pytest.mark.parametrize("wrong", [{"minimum": 0}, {"minimum": 1, "reduction": 1}])
