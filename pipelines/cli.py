@@ -1,7 +1,7 @@
 """The command line: `unlearn SUB-COMMAND --help` teaches each step with examples.
 
 Exit codes: 0 done; 2 the user's mistake, told without a traceback before any worker starts; 3 a run diverged; 130
-interrupted.
+interrupted; 143 asked to stop by SIGTERM, with a checkpoint.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 from pipelines import evaluate_command, robustness_command, search_command, watch_command
 from pipelines.edit_commands import edit_app
 from pipelines.log_commands import logs_app
-from unlearn_core.errors import DivergedError, MissingPackageError, UserError
+from unlearn_core.errors import DivergedError, MissingPackageError, StoppedError, UserError
 
 app = typer.Typer(
     name="unlearn",
@@ -293,6 +293,9 @@ def main() -> None:
     except (UserError, MissingPackageError) as error:
         err.print(f"[bold red]Error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except StoppedError as error:
+        err.print(f"Stopped. {error}", highlight=False, soft_wrap=True)
+        sys.exit(143)
     except KeyboardInterrupt:
         err.print("Interrupted. The same command goes on from here.")
         sys.exit(130)

@@ -275,7 +275,7 @@ def _sustained(runs: Sequence[_Run], target: dict[str, Any] | None) -> _Curves:
 
 def _likeness(config: Mapping[str, Any]) -> str:
     """Hash of what two runs of one curve have in common."""
-    own = ("name", "steps", "export_every", "checkpoint_every", "workers", "diagnostics")
+    own = ("name", "steps", "export_every", "checkpoint_every", "checkpoints", "workers", "diagnostics")
     alike = {name: value for name, value in config.items() if name not in own}
     alike["data"] = {name: value for name, value in config["data"].items() if name != "forget"}
     return hashlib.sha256(json.dumps(alike, sort_keys=True, default=str).encode()).hexdigest()

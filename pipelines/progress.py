@@ -7,35 +7,62 @@ and time left; a log file gets a line every ten seconds.
 import json
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from unlearn_core.events import read_events
+from unlearn_core.loop import METRICS
+
 POLL_SECONDS = 0.5
 LOG_SECONDS = 10.0
 
 
-def follow_steps(metrics: Path, steps: int, name: str, console: Console | None, finished: threading.Event) -> None:
-    """Draw a run's progress until `finished` is set.
+@contextmanager
+def follow_run(output: Path, steps: int, name: str, console: Console | None) -> Iterator[None]:
+    """Draw a run's progress, and print what happens to it, while entered.
 
     Args:
-        metrics: the run's metrics.jsonl, which may not exist yet.
+        output: the run's folder.
         steps: optimizer steps in all.
         name: of the run.
         console: where to draw; None for silence.
-        finished: set by the caller when the run has ended.
     """
     if console is None:
+        yield
         return
-    if console.is_terminal:
-        _draw_bar(metrics, steps, name, console, finished)
-    else:
-        _print_lines(metrics, steps, name, console, finished)
+    finished = threading.Event()
+    draw = _draw_bar if console.is_terminal else _print_lines
+    follower = threading.Thread(target=draw, args=(_Run(output, steps, name, console), finished), daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        follower.join()
 
 
-def _draw_bar(metrics: Path, steps: int, name: str, console: Console, finished: threading.Event) -> None:
+class _Run:
+    """What has been shown of a run."""
+
+    def __init__(self, output: Path, steps: int, name: str, console: Console):
+        self.output, self.steps, self.name, self.console = output, steps, name, console
+        self._events_shown = len(read_events(output))
+
+    def newest(self) -> dict[str, Any] | None:
+        """The last whole line of metrics.jsonl; on the way, events that are new are printed."""
+        events = read_events(self.output)
+        for event in events[self._events_shown :]:
+            self.console.print(f"{self.name}: {event['text']}", style="yellow", highlight=False, soft_wrap=True)
+        self._events_shown = len(events)
+        return _newest(self.output / METRICS)
+
+
+def _draw_bar(run: _Run, finished: threading.Event) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,25 +71,26 @@ def _draw_bar(metrics: Path, steps: int, name: str, console: Console, finished: 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=steps, numbers="starting workers")
+    with Progress(*columns, console=run.console) as progress:
+        task = progress.add_task(run.name, total=run.steps, numbers="starting workers")
         while True:
             last_round = finished.wait(POLL_SECONDS)
-            newest = _newest(metrics)
+            newest = run.newest()
             if newest is not None:
                 progress.update(task, completed=newest["step"], numbers=_numbers(newest))
             if last_round:
                 return
 
 
-def _print_lines(metrics: Path, steps: int, name: str, console: Console, finished: threading.Event) -> None:
+def _print_lines(run: _Run, finished: threading.Event) -> None:
     shown, due = -1, time.monotonic()
     while True:
         last_round = finished.wait(POLL_SECONDS)
-        newest = _newest(metrics)
+        newest = run.newest()
         if newest is not None and newest["step"] != shown and (last_round or time.monotonic() >= due):
             shown, due = newest["step"], time.monotonic() + LOG_SECONDS
-            console.print(f"{name}: step {shown}/{steps}  {_numbers(newest)}", highlight=False, soft_wrap=True)
+            line = f"{run.name}: step {shown}/{run.steps}  {_numbers(newest)}"
+            run.console.print(line, highlight=False, soft_wrap=True)
         if last_round:
             return
 

@@ -55,7 +55,7 @@ def check_disk(output: Path, target: ModelPoint, config: RunConfig, keep: int, a
         target: the model; exports are its size or, in fp32, up to twice that.
         config: any trial's run.
         keep: front members whose weights stay.
-        at_once: trials at the same time: each has a checkpoint or two and the export that is being scored.
+        at_once: trials at the same time: each has its checkpoints and the export that is being scored.
 
     Raises:
         UserError: more than is free.
@@ -65,8 +65,8 @@ def check_disk(output: Path, target: ModelPoint, config: RunConfig, keep: int, a
         return f"disk: {target.path} is no local folder, so the search's need is not known before it starts"
     parameters = weights / 2  # bf16 files; fp32 files overstate the need twofold, which errs on the safe side
     export = parameters * (4 if config.model.dtype == "fp32" else 2)
-    # Master weights and AdamW's two moments, a teacher or tracking buffer beside them; two while one replaces another.
-    checkpoint = 2 * 16 * parameters
+    # Master weights and AdamW's two moments, a teacher or tracking buffer beside them; one more while it is written.
+    checkpoint = (config.checkpoints.last + 1) * 16 * parameters
     need = (keep + 2 * at_once) * export + at_once * checkpoint
     probe = next(folder for folder in (output.resolve(), *output.resolve().parents) if folder.exists())
     free = shutil.disk_usage(probe).free

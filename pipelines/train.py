@@ -1,9 +1,10 @@
-"""The Ray Train stage: run the training loop on a cluster, survive killed workers, leave a run's folder.
+"""The Ray Train stage: run the training loop on a cluster, survive what happens to it, leave a run's folder.
 
     OUTPUT/run.json        config, fingerprint, status: running, finished or diverged
     OUTPUT/metrics.jsonl   a line for each step
+    OUTPUT/events.jsonl    a line for each restart, pre-emption, damaged checkpoint
     OUTPUT/models/         exported Hugging Face folders, one a point of the frontier, each with its marker
-    OUTPUT/checkpoints/    what a restart needs (Ray Train's storage); removed when the run has finished
+    OUTPUT/checkpoints/    what a restart needs; removed when the run has finished, but for `checkpoints.best`
 
 OUTPUT must be reachable under the same path from every node. The only importer of `ray.train`.
 """
@@ -11,10 +12,11 @@ OUTPUT must be reachable under the same path from every node. The only importer 
 import json
 import os
 import shutil
-import tempfile
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,31 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from rich.console import Console
 
-from pipelines.progress import follow_steps
+from pipelines.claim import claimed
+from pipelines.progress import follow_run
 from pipelines.ray_session import start_ray
+from pipelines.run_record import RUN, earlier_outcome, ending_of, record_of
+from unlearn_core.checkpoints import Checkpoints
 from unlearn_core.config import RunConfig, build_config
-from unlearn_core.errors import MissingPackageError, UserError
-from unlearn_core.loop import METRICS, Outcome, model_folder, run
+from unlearn_core.errors import MissingPackageError, StoppedError, StorageError, UserError, storage_problem
+from unlearn_core.events import note_event
+from unlearn_core.local import LocalContext
+from unlearn_core.loop import CHECKPOINTS, Outcome, StopReason, run
 from unlearn_core.preflight import preflight
-from unlearn_core.publish import write_json
+from unlearn_core.publish import write_json, write_text
+from unlearn_core.stall import StallWatch
 
-RUN = "run.json"
 OUTCOME = "outcome.json"
-CHECKPOINTS = "checkpoints"
+STOP = "stop-requested"
+"""File by which the driver asks the workers to end."""
+STALLED = "stalled.txt"
+RAY_FILES = ".ray"
+"""Folder of Ray Train's own bookkeeping."""
 ABORT_SECONDS = 60.0
 """How long an aborted run's controller may take to free its workers."""
 
@@ -49,55 +61,111 @@ def train(
 ) -> Outcome:
     """Run `config` on the connected cluster, or on a local one started for it.
 
-    The same call on the same output continues where it stopped; a finished run is not run again.
+    The same call on the same output continues where it stopped, on any number of workers and at any ZeRO stage; a
+    finished run is not run again. Workers that are lost are started again `workers.max_restarts` times, pre-empted ones
+    as often as it takes.
 
     Args:
         config: the run.
         output: its folder.
         console: where progress is drawn; none for silence.
-        hold: given the trainer before it starts, by a caller that may have to abort it (`Training`).
+        hold: given each trainer before it starts, by a caller that may have to abort it (`Training`).
 
     Returns:
-        How it ended. Diverging is an outcome, not an error.
+        How it ended: finished or diverged, which is an outcome, not an error.
 
     Raises:
-        UserError: a mistake in the config, another run's folder as output, a cluster too small.
+        UserError: a mistake in the config, another run's folder as output, a cluster too small, a disk that is full.
         MissingPackageError: the workers lack a package that the config asks for.
+        StoppedError: this process got SIGTERM; the workers left a checkpoint.
     """
     output = Path(output).resolve()
-    earlier = _earlier_run(config, output)
+    earlier = earlier_outcome(config, output)
     if earlier is not None:
         return earlier
     preflight(config)
     start_ray()
     _check_resources(config)
-    output.mkdir(parents=True, exist_ok=True)
-    for leftover in (output / "models").glob(".*.part"):  # exports that a kill cut off, a whole model's size each
-        shutil.rmtree(leftover)
-    write_json(output / RUN, _record(config, "running"))
-    finished = threading.Event()
-    follower = threading.Thread(
-        target=follow_steps, args=(output / METRICS, config.total_steps, config.name, console, finished), daemon=True
-    )
-    follower.start()
-    try:
+    with claimed(output, f"unlearn train {config.name}"):
+        for leftover in (output / "models").glob(".*.part"):  # exports that a kill cut off, a whole model's size each
+            shutil.rmtree(leftover)
+        write_json(output / RUN, record_of(config, "running"))
+        with follow_run(output, config.total_steps, config.name, console), _stop_on_sigterm(output):
+            outcome = _until_it_ends(config, output, hold)
+        if outcome.status == "stopped":
+            raise StoppedError(f"{config.name}: {outcome.reason}. The same command goes on from there.")
+        write_json(output / RUN, record_of(config, outcome.status) | ending_of(config, output, outcome))
+        if outcome.status == "finished":
+            Checkpoints(output / CHECKPOINTS, retention=config.checkpoints).keep_only_best()
+            shutil.rmtree(output / RAY_FILES, ignore_errors=True)
+            with suppress(OSError):
+                (output / CHECKPOINTS).rmdir()  # 12 bytes a parameter that nobody needs any more
+    return outcome
+
+
+def _until_it_ends(config: RunConfig, output: Path, hold: Callable[["AbortableTrainer"], None] | None) -> Outcome:
+    """Start workers until one group of them comes to an end.
+
+    Ray Train could start them again by itself, but it would do so after a mistake of the user's too, and it counts
+    pre-emption as a failure.
+    """
+    failures = 0
+    while True:
+        for name in (OUTCOME, STALLED):
+            (output / name).unlink(missing_ok=True)
         trainer = _trainer(config, output)
         if hold is not None:
             hold(trainer)
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:  # type: ignore[attr-defined]
-        for cause in error.worker_failures.values():
-            if isinstance(cause, (UserError, MissingPackageError)):
-                raise cause from error
-        raise
+        try:
+            trainer.fit()
+        except ray.train.WorkerGroupError as error:  # type: ignore[attr-defined]
+            for cause in error.worker_failures.values():
+                if isinstance(cause, (UserError, MissingPackageError)):
+                    raise cause from error
+            failures += 1
+            reason = _what_happened(error, output)
+            if failures > config.workers.max_restarts:
+                note_event(output, "workers_lost", f"{reason}; not started again: workers.max_restarts is reached")
+                raise
+            again = f"starting again from the last checkpoint ({failures} of {config.workers.max_restarts})"
+            note_event(output, "workers_lost", f"{reason}; {again}")
+            continue
+        outcome = Outcome(**json.loads((output / OUTCOME).read_text(encoding="utf-8")))
+        if outcome.status != "preempted":
+            return outcome
+        note_event(output, "preempted", f"workers are to be taken away: {outcome.reason}; starting again elsewhere")
+
+
+def _what_happened(error: Any, output: Path) -> str:
+    """Which workers failed and how, in a line."""
+    with suppress(OSError):
+        return (output / STALLED).read_text(encoding="utf-8")
+    ranks = ", ".join(str(rank) for rank in sorted(error.worker_failures))
+    first = next(iter(error.worker_failures.values()), error)
+    said = str(first).strip().splitlines()
+    return f"rank {ranks} failed: {type(first).__name__}: {said[0] if said else ''}"
+
+
+@contextmanager
+def _stop_on_sigterm(output: Path) -> Iterator[None]:
+    """SIGTERM to this process asks the workers for a checkpoint and their end. A second one ends it at once."""
+    asked = output / STOP
+    asked.unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's; whoever started this one has its own way to end it
+        return
+
+    def ask(*_: Any) -> None:
+        if asked.exists():
+            raise KeyboardInterrupt
+        asked.touch()
+
+    previous = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
     finally:
-        finished.set()
-        follower.join()
-    outcome = Outcome(**json.loads((output / OUTCOME).read_text(encoding="utf-8")))
-    write_json(output / RUN, _record(config, outcome.status) | _ending(config, output, outcome))
-    if outcome.status == "finished":
-        shutil.rmtree(output / CHECKPOINTS)  # 12 bytes a parameter that nobody needs any more
-    return outcome
+        signal.signal(signal.SIGTERM, previous)
+        asked.unlink(missing_ok=True)
 
 
 def _worker(arguments: dict[str, Any]) -> None:
@@ -106,38 +174,70 @@ def _worker(arguments: dict[str, Any]) -> None:
     with suppress(OSError):  # a node that lacks the folder still reads absolute paths
         os.chdir(arguments["started_in"])
     config = build_config(RunConfig, arguments["config"])
-    context = RayContext(Path(arguments["output"]))
-    outcome = run(config, context)
-    if context.rank == 0:
-        write_json(context.output / OUTCOME, outcome.__dict__)
+    context = RayContext(Path(arguments["output"]), config)
+    try:
+        outcome = run(config, context)
+        if context.rank == 0:
+            write_json(context.output / OUTCOME, outcome.__dict__)
+    except Exception as error:
+        problem = "" if isinstance(error, UserError) else storage_problem(error, context.output, full_only=True)
+        if problem:
+            raise StorageError(problem) from error
+        raise
 
 
-class RayContext:
+class RayContext(LocalContext):
     """`unlearn_core.loop.Context` inside a Ray Train worker.
 
     Args:
         output: the run's folder.
+        config: the run.
     """
 
-    def __init__(self, output: Path):
+    def __init__(self, output: Path, config: RunConfig):
         context = ray.train.get_context()
-        self.output, self.rank, self.world_size = output, context.get_world_rank(), context.get_world_size()
+        super().__init__(output, context.get_world_rank(), context.get_world_size(), config.checkpoints)
 
-    @contextmanager
-    def restore(self) -> Iterator[Path | None]:
-        """The last checkpoint that Ray Train committed, as a local folder."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
+    def stop_reason(self) -> StopReason:
+        """The driver's wish, SIGTERM to this process, or Ray's word that this node is being drained."""
+        if self.rank == 0 and (self.output / STOP).exists():
+            return "stopped"
+        if _TERMINATED.is_set():
+            return "preempted"
+        info = ray.train.get_preemption_info()
+        return "preempted" if info is not None and self.rank in info.preempted_ranks else ""
 
-    def checkpoint(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Each rank writes aside; Ray merges the ranks' files and commits when all have reported."""
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def stalled(self, seconds: float) -> AbstractContextManager[Callable[[], None]]:
+        """A rank that holds the others up is named in OUTPUT/stalled.txt."""
+        if not seconds:
+            return super().stalled(seconds)
+        return StallWatch(
+            self.rank, self.world_size, seconds, lambda finding: write_text(self.output / STALLED, finding)
+        )
+
+
+_TERMINATED = threading.Event()
+"""Set in a worker that got SIGTERM: its machine is about to go."""
+
+
+def _note_sigterm() -> None:
+    """Runs in a worker's main thread, as Python wants of whoever sets a handler."""
+    signal.signal(signal.SIGTERM, lambda *_: _TERMINATED.set())
+
+
+class _Backend(_TorchBackend):
+    """Ray's process group, and a note of SIGTERM in each worker."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_note_sigterm)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class _GroupConfig(ray.train.torch.TorchConfig):
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _Backend
 
 
 class AbortableTrainer(ray.train.torch.TorchTrainer):
@@ -223,18 +323,20 @@ class Training:
 def _trainer(config: RunConfig, output: Path) -> AbortableTrainer:
     workers = config.workers
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpu else {})
+    # Longer than the stall watch takes to name the rank that the others wait for.
+    timeout = int(1.5 * workers.stall_seconds) + 10 if workers.stall_seconds else 10**6
     return AbortableTrainer(
         _worker,
         train_loop_config={"config": config.model_dump(mode="json"), "output": str(output), "started_in": os.getcwd()},
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if workers.gpu else "gloo"),
+        torch_config=_GroupConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=timeout),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources
+            num_workers=workers.count if workers.minimum is None else (workers.minimum, workers.count),
+            use_gpu=workers.gpu,
+            resources_per_worker=resources,
         ),
+        # Checkpoints are ours (unlearn_core/checkpoints.py): checked by hash, readable by any number of workers.
         run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=str(output),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_restarts),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            name=RAY_FILES, storage_path=str(output), failure_config=ray.train.FailureConfig(max_failures=0)
         ),
     )
 
@@ -243,52 +345,13 @@ def _check_resources(config: RunConfig) -> None:
     """A request that the cluster can never meet would wait for ever."""
     workers = config.workers
     have = ray.cluster_resources()
-    need = {"CPU": workers.count * workers.cpus_per_worker, "GPU": float(workers.count if workers.gpu else 0)}
+    count = workers.minimum or workers.count
+    need = {"CPU": count * workers.cpus_per_worker, "GPU": float(count if workers.gpu else 0)}
     for kind, amount in need.items():
         if amount > have.get(kind, 0.0):
             raise UserError(
-                f"The run asks for {amount:g} {kind}s ({workers.count} workers), the Ray cluster has "
+                f"The run asks for {amount:g} {kind}s ({count} workers), the Ray cluster has "
                 f"{have.get(kind, 0.0):g}. Lower workers.count"
                 + (", workers.cpus_per_worker" if kind == "CPU" else " or set workers.gpu=false")
                 + ", or connect to a larger cluster (RAY_ADDRESS)."
             )
-
-
-def _earlier_run(config: RunConfig, output: Path) -> Outcome | None:
-    """The outcome of this very run if the folder holds it whole; `UserError` if it holds another run."""
-    path = output / RUN
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record.get("fingerprint") != config.fingerprint():
-        raise UserError(
-            f"{output} holds the run '{record.get('run')}' of another config (fingerprint {record.get('fingerprint')}, "
-            f"now {config.fingerprint()}). Choose another --output, or delete that folder."
-        )
-    if record["status"] == "running":
-        workers = record["config"]["workers"]["count"]
-        if workers != config.workers.count and any((output / CHECKPOINTS).rglob("state.json")):
-            raise UserError(
-                f"{output} holds checkpoints of {workers} workers, this run has {config.workers.count}. Resume with "
-                f"workers.count={workers}, or choose another --output."
-            )
-        return None
-    return Outcome(record["status"], record["step"], record["reason"])
-
-
-def _record(config: RunConfig, status: str) -> dict[str, Any]:
-    return {
-        "run": config.name,
-        "method": config.method.name,
-        "status": status,
-        "steps": config.total_steps,
-        "fingerprint": config.fingerprint(),
-        "config": config.model_dump(mode="json"),
-    }
-
-
-def _ending(config: RunConfig, output: Path, outcome: Outcome) -> dict[str, Any]:
-    exported = [step for step in range(1, outcome.step + 1) if config.exports_at(step)]
-    whole = [step for step in exported if (model_folder(output, step) / "complete.json").is_file()]
-    last = str(model_folder(output, whole[-1]).relative_to(output)) if whole else None
-    return {"step": outcome.step, "reason": outcome.reason, "last_model": last}

@@ -87,7 +87,8 @@ class TrainedTrial:
             outcome = train(config, scored)
         except _EnoughError:
             return Ending("finished", "", assignment.parent_step)
-        return Ending(outcome.status, outcome.reason, outcome.step)
+        status = "diverged" if outcome.status == "diverged" else "finished"  # a trial is stopped by its search alone
+        return Ending(status, outcome.reason, outcome.step)
 
     def stop(self) -> None:
         """End the workers of a trial that has any; the loop in this process ends at its next report."""

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +11,13 @@ from rich.console import Console
 
 from pipelines import cli
 from pipelines.finetune import steps_of
-from pipelines.progress import follow_steps
+from pipelines.progress import follow_run
 from pipelines.runs import recipe_summary, recipes, resolve_model
 from pipelines.search_config import SearchConfig
 from tune.space import Space, space_of_methods
 from unlearn_core.config import BatchConfig, FinetuneConfig, RunConfig, load_config
 from unlearn_core.errors import DivergedError, UserError
+from unlearn_core.events import note_event
 from unlearn_core.loop import Outcome
 from unlearn_core.method import compose
 
@@ -159,7 +159,7 @@ def test_workers_read_relative_paths_from_where_the_run_was_started(monkeypatch,
     elsewhere.mkdir()
     config = load_config(RunConfig, recipes()["own-files"], {"model.path": "model"})
     monkeypatch.setattr(stage, "AbortableTrainer", lambda _, train_loop_config, **__: train_loop_config)
-    monkeypatch.setattr(stage, "RayContext", lambda output: SimpleNamespace(rank=1, output=output))
+    monkeypatch.setattr(stage, "RayContext", lambda output, _: SimpleNamespace(rank=1, output=output))
     monkeypatch.setattr(stage, "run", lambda *_: seen.append(Path.cwd()))
     monkeypatch.chdir(here)
     arguments = stage._trainer(config, tmp_path / "out")
@@ -212,17 +212,19 @@ def test_epochs_become_steps_rounded_up():
 
 
 def test_progress_in_a_log_file_is_lines(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
     line = {"step": 3, "loss_retain": 0.25, "learning_rate": 1e-4, "seconds": 0.5}
-    metrics.write_text(json.dumps(line) + "\n" + '{"step": 4, "loss')  # the last line is being written
-    finished = threading.Event()
-    finished.set()
+    # the last line is being written
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"step": 4, "loss')
+    note_event(tmp_path, "workers_lost", "of an earlier start")
     page = io.StringIO()
-    follow_steps(metrics, 10, "run", Console(file=page), finished)
-    assert page.getvalue() == "run: step 3/10  retain loss 0.250  rate 0.0001  0.50 s/step\n"
+    with follow_run(tmp_path, 10, "run", Console(file=page)):
+        note_event(tmp_path, "workers_lost", "rank 1 failed")
+    assert page.getvalue() == "run: rank 1 failed\nrun: step 3/10  retain loss 0.250  rate 0.0001  0.50 s/step\n"
     page = io.StringIO()
-    follow_steps(metrics, 10, "run", Console(file=page, force_terminal=True, width=120), finished)
+    with follow_run(tmp_path, 10, "run", Console(file=page, force_terminal=True, width=120)):
+        note_event(tmp_path, "workers_lost", "rank 0 failed")
     assert "3/10" in page.getvalue()
+    assert "rank 0 failed" in page.getvalue()
 
 
 def test_refused_probes_are_reported(tmp_path):

@@ -30,7 +30,7 @@ def test_an_unknown_key_lists_the_valid_ones_and_the_nearest():
     with pytest.raises(UserError) as error:
         build(stepz=3)
     assert "stepz: unknown key. Did you mean 'steps'?" in str(error.value)
-    assert "batch, checkpoint_every, data, diagnostics, export_every" in str(error.value)
+    assert "batch, checkpoint_every, checkpoints, data, diagnostics, export_every" in str(error.value)
 
 
 def test_an_unknown_nested_key_lists_the_keys_of_its_own_node():
@@ -181,7 +181,18 @@ def test_the_fingerprint_follows_what_changes_numbers():
     assert all(len(value) == 16 and int(value, 16) >= 0 for value in prints)
 
 
-@pytest.mark.parametrize("overrides", [{"workers.count": 4}, {"workers.max_restarts": 0}, {"checkpoint_every": 2}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"workers.count": 4},
+        {"workers.max_restarts": 0},
+        {"workers.minimum": 1},
+        {"checkpoint_every": 2},
+        {"checkpoints.last": 1},
+        {"zero.stage": 3},
+        {"batch.micro": 2},
+    ],
+)
 def test_the_fingerprint_does_not_follow_where_it_runs(overrides):
     assert build(overrides).fingerprint() == build().fingerprint()
 

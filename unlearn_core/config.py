@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from unlearn_core.data.config import DataConfig
 from unlearn_core.errors import UserError
+from unlearn_core.layout_config import BatchConfig, RetentionConfig, WorkersConfig, ZeroConfig, check_batch
 from unlearn_core.models import SmallLlama
 from unlearn_core.strict import Strict
 
@@ -126,58 +127,6 @@ class OptimizerConfig(Strict):
         return peak
 
 
-class BatchConfig(Strict):
-    """Rows of one optimizer step. The global batch is given; accumulation follows from it."""
-
-    rows: int = Field(default=32, ge=1)
-    """Global batch: rows of each set (forget and retain) in one optimizer step, over all workers."""
-    micro: int = Field(default=4, ge=1)
-    """Rows of one forward pass on one worker. rows must be a multiple of micro x workers."""
-
-
-class ZeroConfig(Strict):
-    """How DeepSpeed partitions state over workers. No choice here changes the result beyond rounding."""
-
-    stage: Literal[0, 1, 2, 3] = 2
-    """0: replicated; 1: optimizer state sharded; 2: gradients too; 3: parameters too."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
-    overlap_comm: bool = False
-    """Overlap gradient reduction with the backward pass (GPU)."""
-    offload_optimizer: bool = False
-    """Keep fp32 master weights and optimizer state in host memory and step there; stages 1, 2 and 3."""
-
-    @model_validator(mode="after")
-    def _offload_needs_shards(self) -> "ZeroConfig":
-        if self.offload_optimizer and self.stage == 0:
-            raise ValueError("zero.offload_optimizer needs zero.stage 1, 2 or 3; stage 0 keeps no separate master")
-        return self
-
-
-class WorkersConfig(Strict):
-    """What the run asks of the Ray cluster."""
-
-    count: int = Field(default=1, ge=1)
-    """Ray Train workers, one process each."""
-    gpu: bool = False
-    """One GPU for each worker."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPUs reserved for each worker; torch uses as many threads."""
-    max_restarts: int = Field(default=3, ge=0)
-    """How often a failed worker group is started again from the last checkpoint; 0 for never."""
-
-
-def check_batch(batch: BatchConfig, workers: WorkersConfig) -> None:
-    """Accumulation must come out whole; `ValueError` shows the arithmetic."""
-    pass_rows = batch.micro * workers.count
-    if batch.rows % pass_rows:
-        nearest = max(1, round(batch.rows / pass_rows)) * pass_rows
-        raise ValueError(
-            f"batch.rows {batch.rows} is not a multiple of batch.micro {batch.micro} x workers.count {workers.count} "
-            f"= {pass_rows} rows a pass; set batch.rows={nearest}, or change the other two"
-        )
-
-
 class MethodConfig(Strict):
     """The unlearning method, by the name of its file in unlearn_core/methods/."""
 
@@ -205,6 +154,7 @@ class RunConfig(Strict):
     """Export a Hugging Face folder every so many steps, each a point of the frontier; 0 for the last step only."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Save what a restart needs every so many steps; 0 for at every export."""
+    checkpoints: RetentionConfig = RetentionConfig()
     diagnostics: bool = False
     """Keep the gradients of a constant-weights method apart, to log their norms and angle; costs a gradient shard
     each."""
@@ -241,8 +191,12 @@ class RunConfig(Strict):
         return step % self.steps == 0 or (every > 0 and step % every == 0)
 
     def fingerprint(self) -> str:
-        """Hash of the fields that change numbers: 16 hex digits. Workers and their restarts do not."""
-        return _digest(self.model_dump(mode="json", exclude={"workers", "checkpoint_every"}))
+        """Hash of the fields that change numbers beyond rounding: 16 hex digits.
+
+        Number of workers, micro-batch and ZeRO stage do not, so a run may go on with others.
+        """
+        where: Any = {"workers": True, "checkpoint_every": True, "checkpoints": True, "zero": True, "batch": {"micro"}}
+        return _digest(self.model_dump(mode="json", exclude=where))
 
 
 class FinetuneConfig(Strict):

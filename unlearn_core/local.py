@@ -5,51 +5,59 @@ It is the parity baseline of the cluster path and the way to train on a bare mac
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from unlearn_core.publish import write_json
+from unlearn_core.checkpoints import Checkpoints
+from unlearn_core.events import note_event
+from unlearn_core.layout_config import RetentionConfig
+from unlearn_core.loop import CHECKPOINTS, StopReason
 
 
 class LocalContext:
-    """`unlearn_core.loop.Context` on a local disk; keeps the newest checkpoint.
+    """`unlearn_core.loop.Context` on a disk that every rank reaches under the same path.
 
     Args:
         output: the run's folder.
         rank: of this process.
         world_size: number of processes.
+        retention: which checkpoints are kept.
     """
 
-    def __init__(self, output: Path, rank: int = 0, world_size: int = 1):
+    def __init__(self, output: Path, rank: int = 0, world_size: int = 1, retention: RetentionConfig | None = None):
         self.output, self.rank, self.world_size = Path(output), rank, world_size
-        self.folder = self.output / "checkpoints"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(self.output / CHECKPOINTS, rank, world_size, retention or RetentionConfig())
 
-    @contextmanager
-    def restore(self) -> Iterator[Path | None]:
-        """The newest checkpoint that all ranks finished, or None."""
-        whole = sorted(marker.parent for marker in self.folder.glob("*/whole.json"))
-        yield whole[-1] if whole else None
+    def restore(self) -> Path | None:
+        """The newest whole checkpoint; what was passed over is said."""
+        folder, passed_over = self.checkpoints.newest_whole()
+        for problem in passed_over:
+            where = f"from {folder.name}" if folder else "at the beginning"
+            self.say("checkpoint_damaged", f"{problem}; going on {where}")
+        return folder
 
     def checkpoint(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """All ranks write into one folder; rank 0 marks it whole after the last of them, then drops older ones."""
-        folder = self.folder / f"step-{metrics['step']:05d}"
-        folder.mkdir(exist_ok=True)
-        write(folder)
-        dist.barrier()
+        """Whole or not at all."""
+        self.checkpoints.save(metrics, write)
+
+    def say(self, kind: str, text: str) -> None:
+        """Note what the user should know, in OUTPUT/events.jsonl."""
         if self.rank == 0:
-            write_json(folder / "whole.json", metrics)
-            for older in self.folder.iterdir():
-                if older != folder:
-                    shutil.rmtree(older)
-        dist.barrier()
+            note_event(self.output, kind, text)
+
+    def stop_reason(self) -> StopReason:
+        """Nobody asks a plain process to stop but by ending it."""
+        return ""
+
+    def stalled(self, seconds: float) -> AbstractContextManager[Callable[[], None]]:
+        """Nobody watches a plain process either."""
+        return nullcontext(lambda: None)
 
 
 @contextmanager

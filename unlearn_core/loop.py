@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
+from unlearn_core.errors import UserError
 from unlearn_core.method import Composition, ProjectionRule, compose
 from unlearn_core.models import load_model
 from unlearn_core.preflight import check_composition, request_sets
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from unlearn_core.update import StepRows, Update
     from unlearn_core.zero.engine import ZeroEngine
 
+StopReason = Literal["", "preempted", "stopped"]
+STOP_REASONS: tuple[StopReason, ...] = ("", "preempted", "stopped")
+"""Not asked to end; its machine is about to go, so go on elsewhere; its user wants it ended. The strongest counts."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder of what a restart needs."""
 METRICS = "metrics.jsonl"
 """A line for each step, written by rank 0."""
 REFERENCES = "references"
@@ -43,12 +50,20 @@ class Context(Protocol):
     output: Path
     """The run's folder, the same on every rank."""
 
-    def restore(self) -> AbstractContextManager[Path | None]:
-        """The newest whole checkpoint as a local folder, or None at the start. Every rank enters it."""
+    def restore(self) -> Path | None:
+        """The newest whole checkpoint as a local folder, or None at the start. Every rank calls it."""
         ...
 
     def checkpoint(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Commit a checkpoint: every rank writes its files into the folder it is given; whole or not at all."""
+        ...
+
+    def stop_reason(self) -> StopReason:
+        """Whether this rank has been asked to end, asked after each step; one rank's yes is enough."""
+        ...
+
+    def stalled(self, seconds: float) -> AbstractContextManager[Callable[[], None]]:
+        """Watch over progress while entered: what it gives is called at each sign of it."""
         ...
 
 
@@ -56,11 +71,11 @@ class Context(Protocol):
 class Outcome:
     """How a run ended."""
 
-    status: Literal["finished", "diverged"]
+    status: Literal["finished", "diverged", "preempted", "stopped"]
     step: int
     """Optimizer steps taken."""
     reason: str = ""
-    """Why it diverged."""
+    """Why it diverged or ended early. `preempted` and `stopped` leave a checkpoint of their last step."""
 
 
 def run(config: RunConfig, context: Context) -> Outcome:
@@ -81,31 +96,38 @@ def run(config: RunConfig, context: Context) -> Outcome:
     model = choose_trainable(model, config, composition)
     engine = ZeroEngine(model, config.zero, config.optimizer, config.model.dtype == "bf16", config.batch.micro)
     update = Update(engine, composition, config)
-    first = 0
-    with context.restore() as folder:
-        if folder is not None:
-            first = load_checkpoint(engine, update, folder, config.fingerprint())
+    folder = context.restore()
+    first = 0 if folder is None else load_checkpoint(engine, update, folder, config.fingerprint())
+    if folder is None and not engine.weights_are_finite():
+        raise UserError(f"{config.model.path} has NaN or infinite weights. Export or download it again.")
     log = _StepLog(context, first)
 
-    for step in range(first, config.total_steps):
-        request, request_step = divmod(step, config.steps)
-        if request_step == 0 or step == first:
-            requests.begin(request, engine, update, fresh=request_step == 0)
-        try:
-            metrics = update.step(requests.rows(step, request_step), step, request_step)
-        except NonFiniteError as error:
-            return _diverged(engine, step, f"non-finite loss or gradient at step {step + 1}: {error}")
-        done = step + 1
-        log.add(metrics)
-        exports, checkpoints = config.exports_at(done), config.checkpoints_at(done)
-        if (exports or checkpoints) and not engine.weights_are_finite():
-            return _diverged(engine, done, f"non-finite weights after step {done}")
-        if exports:
-            _export(config, context, engine, tokenizer, done)
-        if checkpoints:
-            context.checkpoint(
-                metrics, lambda folder, done=done: save_checkpoint(engine, update, folder, done, config.fingerprint())
-            )
+    with context.stalled(config.workers.stall_seconds) as engine.progress:
+        for step in range(first, config.total_steps):
+            request, request_step = divmod(step, config.steps)
+            if request_step == 0 or step == first:
+                requests.begin(request, engine, update, fresh=request_step == 0)
+            try:
+                metrics = update.step(requests.rows(step, request_step), step, request_step)
+            except NonFiniteError as error:
+                return _diverged(engine, step, f"non-finite loss or gradient at step {step + 1}: {error}")
+            done = step + 1
+            log.add(metrics)
+            stop = STOP_REASONS[engine.largest(STOP_REASONS.index(context.stop_reason()))]
+            stop = stop if done < config.total_steps else ""
+            exports, checkpoints = config.exports_at(done), config.checkpoints_at(done) or bool(stop)
+            if (exports or checkpoints) and not engine.weights_are_finite():
+                return _diverged(engine, done, f"non-finite weights after step {done}")
+            if exports:
+                _export(config, context, engine, tokenizer, done)
+            if checkpoints:
+                context.checkpoint(
+                    metrics,
+                    lambda folder, done=done: save_checkpoint(engine, update, folder, done, config.fingerprint()),
+                )
+            if stop:
+                engine.close()
+                return Outcome(stop, done, f"{stop} after step {done}, with a checkpoint")
     engine.close()
     return Outcome("finished", config.total_steps)
 

@@ -35,6 +35,7 @@ from unlearn_core.zero.passes import Pass
 
 if TYPE_CHECKING:
     from unlearn_core.zero.engine import ZeroEngine
+    from unlearn_core.zero.saved_shards import SavedShards
 
 Shard = list[torch.Tensor]
 
@@ -78,6 +79,8 @@ class Update:
     auto: AutoRate | None = field(init=False, default=None)
     tracked: dict[int, Shard] = field(init=False, default_factory=dict)
     """Objective -> its EMA gradient, fp32, laid out like the live gradient."""
+    _restored: dict[int, Shard] = field(init=False, default_factory=dict)
+    """The same out of a checkpoint, laid out like the masters until there is a live gradient to take the shapes of."""
 
     def __post_init__(self) -> None:
         if self.composition.teacher is not None:
@@ -137,21 +140,25 @@ class Update:
             self.teacher.reset()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """This rank's tensors that a checkpoint must hold, by name."""
-        found = {f"tracked/{k}/{i}": tensor for k, shard in self.tracked.items() for i, tensor in enumerate(shard)}
+        """This rank's tensors that a checkpoint must hold, by name, each laid out like `shards.master()`."""
+        found: dict[str, torch.Tensor] = {}
+        for k, shard in self.tracked.items():
+            flats = self.engine.shards.to_master(shard, self.engine.parameter_names())
+            found |= {f"tracked/{k}/{i}": flat for i, flat in enumerate(flats)}
+        found |= {f"tracked/{k}/{i}": flat for k, flats in self._restored.items() for i, flat in enumerate(flats)}
         if (self.teacher and self.teacher.moves) or (self.teacher and self.config.data.requests > 1):
             found |= {f"teacher/{i}": tensor for i, tensor in enumerate(self.teacher.weights)}
         return found
 
-    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `tensors` gave."""
+    def load_tensors(self, saved: "SavedShards", numels: Sequence[int]) -> None:
+        """Put back what `tensors` gave, whatever layout wrote it; `numels` are those of this layout's masters."""
         self.tracked = {}
-        indices = sorted(tuple(map(int, name.split("/")[1:])) for name in tensors if name.startswith("tracked/"))
-        for k, i in indices:
-            self.tracked.setdefault(k, []).append(tensors[f"tracked/{k}/{i}"].to(self._gradient_device(), copy=True))
-        if self.teacher and "teacher/0" in tensors:
+        for k in range(len(self.composition.objectives)):
+            if saved.has(kind := f"tracked/{k}/{{}}"):
+                self._restored[k] = [saved.read(kind, i, numel) for i, numel in enumerate(numels)]
+        if self.teacher and saved.has("teacher/{}"):
             for i, mine in enumerate(self.teacher.weights):
-                mine.copy_(tensors[f"teacher/{i}"])
+                mine.copy_(saved.read("teacher/{}", i, mine.numel()).view(mine.shape))
         if self.teacher:
             self.teacher.at_student = False  # a checkpoint comes after a step; a new request sets it again
 
@@ -296,6 +303,9 @@ class Update:
     @torch.no_grad()
     def _follow(self, k: int, gradient: Shard, rate: float) -> Shard:
         """Y <- y + rate (g - y), in fp32; the first y is g."""
+        if k in self._restored:
+            restored = self.engine.shards.from_master(self._restored.pop(k))
+            self.tracked[k] = [flat.to(tensor.device) for flat, tensor in zip(restored, gradient, strict=True)]
         if k not in self.tracked:
             self.tracked[k] = [tensor.detach().float().clone() for tensor in gradient]
         else:
@@ -318,10 +328,6 @@ class Update:
     def _check(self, losses: list[float], gram_VV: np.ndarray) -> None:
         if not (np.isfinite(gram_VV).all() and np.isfinite(losses).all()):
             raise NonFiniteError(f"losses {losses}")
-
-    def _gradient_device(self) -> torch.device:
-        offloaded = self.config.zero.offload_optimizer
-        return torch.device("cpu") if offloaded else self.engine.device
 
     # -- step size ---------------------------------------------------------------------------------------------------
 

@@ -161,11 +161,22 @@ def test_accumulation_and_steps_per_epoch():
     assert paired(global_batch=8).steps_per_epoch("forget") == 1  # 5 rows
 
 
+@pytest.mark.parametrize("world_size", [3, 5])
+def test_ranks_that_come_short_repeat_a_batch_that_does_not_count(world_size):
+    ranks = [paired(rank, world_size) for rank in range(world_size)]
+    for step in range(3):
+        batches = [one.micro_batches(step, "retain") for one in ranks]
+        assert {len(mine) for mine in batches} == {2 if world_size == 3 else 1}
+        in_order = [batch for mine in zip(*batches, strict=True) for batch in mine if batch.counts]
+        assert [item for batch in in_order for item in batch.item_ids] == paired().item_ids(step, "retain")
+        assert sum(not batch.counts for mine in batches for batch in mine) == {3: 2, 5: 1}[world_size]
+
+
 def test_the_arithmetic_of_a_bad_global_batch_is_shown():
-    with pytest.raises(UserError, match=r"global_batch 10 is not .* micro_batch 2 \* 4 workers = 8; .* to 8 or 16"):
-        paired(world_size=4, global_batch=10)
-    with pytest.raises(UserError, match=r"set global_batch to 8, "):
-        paired(world_size=4, global_batch=6)
+    with pytest.raises(UserError, match=r"global_batch 10 is not a multiple of micro_batch 4; set .* to 8 or 12"):
+        paired(micro_batch=4, global_batch=10)
+    with pytest.raises(UserError, match=r"set global_batch to 8$"):
+        paired(micro_batch=8, global_batch=6)
     with pytest.raises(UserError, match="micro_batch is 0"):
         paired(micro_batch=0)
     with pytest.raises(UserError, match="'retain' has no rows"):

@@ -275,7 +275,7 @@ class Renamed:
 
 
 def test_a_deepspeed_whose_internals_moved_is_refused():
-    from unlearn_core.zero.shards import open_shards
+    from unlearn_core.zero.layouts import open_shards
 
     with pytest.raises(RuntimeError, match="No gradient access for DeepSpeed optimizer Renamed"):
         open_shards(SimpleNamespace(optimizer=Renamed()))

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -65,8 +66,9 @@ class PairedBatches:
 
     Step s takes stream positions s * global_batch to (s + 1) * global_batch - 1 of each set, cut into consecutive
     micro-batches; micro-batch k of rank r is the one numbered k * world_size + r. So for a given `micro_batch` the very
-    same micro-batches are formed on 1, 2 or 4 ranks, and sets are paired by position, each reshuffled on its own; only
-    `refusal` and `alternate` follow the stream of `forget`, so that row b of all three is one row with three answers.
+    same micro-batches are formed on any number of ranks, and sets are paired by position, each reshuffled on its own;
+    only `refusal` and `alternate` follow the stream of `forget`, so that row b of all three is one row with three
+    answers.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class PairedBatches:
             pad_id: any valid token id, see `collate`.
 
         Raises:
-            UserError: a size below 1, global_batch not a multiple of micro_batch * world_size, or an empty set.
+            UserError: a size below 1, global_batch not a multiple of micro_batch, or an empty set.
             ValueError: a set that follows `forget` has other item ids.
         """
         for label, value in (("global_batch", global_batch), ("micro_batch", micro_batch), ("world_size", world_size)):
@@ -99,14 +101,13 @@ class PairedBatches:
                 raise UserError(f"{label} is {value}; expected at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} must be from 0 to {world_size - 1}")
-        per_pass = micro_batch * world_size
-        if global_batch % per_pass:
-            below, above = global_batch - global_batch % per_pass, global_batch + per_pass - global_batch % per_pass
+        if global_batch % micro_batch:
+            below, above = global_batch - global_batch % micro_batch, global_batch + -global_batch % micro_batch
             raise UserError(
-                f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch} * {world_size} workers = "
-                f"{per_pass}; set global_batch to {f'{below} or ' if below else ''}{above}, or change the other two"
+                f"global_batch {global_batch} is not a multiple of micro_batch {micro_batch}; "
+                f"set global_batch to {f'{below} or ' if below else ''}{above}"
             )
-        self.accumulation = global_batch // per_pass
+        self.accumulation = -(-(global_batch // micro_batch) // world_size)
         """Micro-batches of one rank per set and step."""
         self.global_batch = global_batch
         self.micro_batch = micro_batch
@@ -131,14 +132,19 @@ class PairedBatches:
             name: set.
 
         Returns:
-            `accumulation` batches of `micro_batch` examples, right-padded each to its own longest, on the CPU.
+            `accumulation` batches of `micro_batch` examples, right-padded each to its own longest, on the CPU. Where
+            the ranks cannot have equally many, the last of some is a repeated one that does not count: every rank must
+            make the same number of passes.
         """
         examples = self._examples(step, name)
-        numbers = range(self.rank, len(examples) // self.micro_batch, self.world_size)
-        return [
-            collate(examples[number * self.micro_batch : (number + 1) * self.micro_batch], self.pad_id)
-            for number in numbers
-        ]
+        total = len(examples) // self.micro_batch
+        found = []
+        for k in range(self.accumulation):
+            number = k * self.world_size + self.rank
+            first = (number if number < total else self.rank % total) * self.micro_batch
+            batch = collate(examples[first : first + self.micro_batch], self.pad_id)
+            found.append(batch if number < total else replace(batch, counts=False))
+        return found
 
     def label_tokens(self, step: int, name: str, skip_first: int = 0) -> int:
         """Label tokens of the step over ALL ranks, the one normaliser of a token loss; needs no communication.

@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens (longest of the batch).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -64,17 +64,22 @@ class Batch:
         labels_BT: `input_ids_BT` on answer tokens, `IGNORE` on prompt and padding. Not shifted: the logits at t - 1
             predict the label at t.
         item_ids: identities of the B examples, in order; `collate` fills them.
+        counts: False for a batch that only keeps a rank in step with the others; its loss is multiplied by zero.
     """
 
     input_ids_BT: torch.Tensor
     attention_mask_BT: torch.Tensor
     labels_BT: torch.Tensor
     item_ids: tuple[str, ...] = ()
+    counts: bool = True
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
-        return Batch(
-            self.input_ids_BT.to(device), self.attention_mask_BT.to(device), self.labels_BT.to(device), self.item_ids
+        return replace(
+            self,
+            input_ids_BT=self.input_ids_BT.to(device),
+            attention_mask_BT=self.attention_mask_BT.to(device),
+            labels_BT=self.labels_BT.to(device),
         )
 
 

@@ -1,12 +1,16 @@
-"""Checkpoints to resume from: one safetensors file a rank with its shards of master weights and optimizer state.
+"""What a restart needs, on any number of workers and at any ZeRO stage: one safetensors file a rank, and `state.json`.
 
 No pickle: DeepSpeed's own checkpoints are pickled, ours are tensors plus one JSON file. A checkpoint holds
 
     rank-00000-of-00002.safetensors   master/<i>, optimizer/<i>/<name>, rng/cpu, rng/cuda, and what the method carries:
-                                      teacher/<i>, tracked/<objective>/<i>
-    state.json                        step, ZeRO stage, world size, scalars of optimizer and method, fingerprint; last
+                                      teacher/<i>, tracked/<objective>/<i>; in its metadata, the layout: which elements
+                                      of which parameter lie where in each of these flat tensors
+    state.json                        step, ZeRO stage, world size, scalars of optimizer and method, fingerprint
 
-It resumes with the same number of workers and the same ZeRO stage; anything else is refused with that said.
+Read by the same number of workers at the same stage, each rank takes its own file back, bit for bit. Read by others,
+each rank looks up the fragments of its own shards, by parameter name, in the files of all ranks (`saved_shards.py`):
+the values are the same, only their place differs. Two things cannot be carried over: the random state of a rank that
+was not there (nothing here draws from it after the start), and the 8-bit AdamW's blocks, which are refused.
 """
 
 import json
@@ -14,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from unlearn_core.errors import UserError
 from unlearn_core.update import Update
 from unlearn_core.zero.engine import ZeroEngine
+from unlearn_core.zero.saved_shards import LAYOUT, SavedShards, encode_layout
 
 STATE = "state.json"
 
@@ -26,31 +31,36 @@ STATE = "state.json"
 def save_checkpoint(engine: ZeroEngine, update: Update, folder: Path, step: int, fingerprint: str) -> None:
     """Write this rank's file into `folder`; rank 0 also writes `state.json`, after its tensors.
 
+    Where ranks hold whole copies (stage 0), the others write their random state alone.
+
     Args:
         engine: the run's engine, between two steps.
         update: what the method carries from step to step.
-        folder: existing folder, the same or another one on each rank (Ray merges them).
+        folder: existing folder, the same or another one on each rank.
         step: optimizer steps done; the data position follows from it.
         fingerprint: of the run's config, compared on resume.
     """
     tensors: dict[str, torch.Tensor] = {"rng/cpu": torch.get_rng_state()}
     if engine.device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(engine.device)
-    tensors |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in update.tensors().items()}
     scalars: dict[str, float] = {}
-    for index, master in enumerate(engine.shards.master()):
-        tensors[f"master/{index}"] = master.detach().to("cpu", copy=True)
-        for name, value in engine.shards.optimizer_state(index).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value.detach().to("cpu", copy=True)
-            elif value is not None:
-                scalars[f"optimizer/{index}/{name}"] = value
-    save_file(tensors, folder / _rank_file(engine))
+    if engine.shards.sharded or engine.rank == 0:
+        tensors |= {name: _flat(tensor) for name, tensor in update.tensors().items()}
+        for index, master in enumerate(engine.shards.master()):
+            tensors[f"master/{index}"] = _flat(master)
+            for name, value in engine.shards.optimizer_state(index).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer/{index}/{name}"] = _flat(value) if value.ndim else value.detach().cpu().clone()
+                elif value is not None:
+                    scalars[f"optimizer/{index}/{name}"] = value
+    layout = encode_layout(engine.shards.fragments(engine.parameter_names()))
+    save_file(tensors, folder / rank_file(engine.rank, engine.world_size), metadata={LAYOUT: layout})
     if engine.rank == 0:
         state = {
             "step": step,
             "stage": engine.engine.zero_optimization_stage(),
             "world_size": engine.world_size,
+            "sharded": engine.shards.sharded,
             "scalars": scalars,
             "method": update.state(),
             "fingerprint": fingerprint,
@@ -59,73 +69,89 @@ def save_checkpoint(engine: ZeroEngine, update: Update, folder: Path, step: int,
 
 
 def load_checkpoint(engine: ZeroEngine, update: Update, folder: Path, fingerprint: str) -> int:
-    """Put a checkpoint's state into a fresh engine, bit for bit.
+    """Put a checkpoint's state into a fresh engine of any stage and number of ranks.
 
     Args:
-        engine: built from the same config.
+        engine: built from the same config, but for workers, micro-batch and ZeRO stage.
         update: fresh, of the same config.
-        folder: a whole checkpoint.
+        folder: a whole checkpoint, with the files of every rank that wrote it.
         fingerprint: of the config now in force.
 
     Returns:
         Optimizer steps already done.
 
     Raises:
-        UserError: made by another config, number of workers or ZeRO stage, or incomplete.
+        UserError: made by another config, incomplete, or with state that only its own layout can read.
     """
-    state = _read_state(folder)
+    state = read_state(folder)
     if state["fingerprint"] != fingerprint:
         raise UserError(
             f"The checkpoint {folder} was made by another config (fingerprint {state['fingerprint']}, now "
             f"{fingerprint}). Use another --output, or restore the config."
         )
-    now = {"world_size": engine.world_size, "stage": engine.engine.zero_optimization_stage()}
-    for key, expected in now.items():
-        if state[key] != expected:
-            raise UserError(
-                f"The checkpoint {folder} was made with {key} {state[key]}, this run has {expected}. "
-                f"Resume with {key} {state[key]}, or start again in another --output."
-            )
-    path = folder / _rank_file(engine)
-    if not path.is_file():
-        raise UserError(f"The checkpoint {folder} lacks {path.name}: it was not written whole.")
-    tensors = load_file(path)
+    writers = [rank_file(rank, state["world_size"]) for rank in range(state["world_size"])]
+    if not state["sharded"]:
+        writers = writers[:1]
+    for name in writers:
+        if not (folder / name).is_file():
+            raise UserError(f"The checkpoint {folder} lacks {name}: it was not written whole.")
+    mine = engine.shards.fragments(engine.parameter_names())
+    saved = SavedShards([folder / name for name in writers], mine, engine.rank if state["sharded"] else 0)
     masters = engine.shards.master()
     with torch.no_grad():
         for index, master in enumerate(masters):
-            saved = tensors[f"master/{index}"]
-            if saved.shape != master.shape:
-                raise UserError(f"{path}: shard {index} has shape {tuple(saved.shape)}, expected {tuple(master.shape)}")
-            master.data.copy_(saved)
-            engine.shards.set_optimizer_state(index, _optimizer_state(index, tensors, state["scalars"], master))
+            master.data.copy_(saved.read("master/{}", index, master.numel()).view(master.shape))
+            engine.shards.set_optimizer_state(index, _optimizer_state(saved, index, state["scalars"], master))
     engine.shards.push(masters)
-    update.load_tensors(tensors)
+    update.load_tensors(saved, [master.numel() for master in masters])
     update.load_state(state["method"])
-    torch.set_rng_state(tensors["rng/cpu"])
-    if "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"], engine.device)
+    _load_random_state(engine, folder / rank_file(engine.rank, state["world_size"]))
     return int(state["step"])
 
 
-def _optimizer_state(
-    index: int, tensors: dict[str, torch.Tensor], scalars: dict[str, float], master: torch.Tensor
-) -> dict[str, Any]:
-    prefix = f"optimizer/{index}/"
-    state: dict[str, Any] = {name.removeprefix(prefix): v for name, v in scalars.items() if name.startswith(prefix)}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            # torch keeps AdamW's step count on the host unless the optimizer is fused or capturable
-            scalar = tensor.ndim == 0
-            state[name.removeprefix(prefix)] = tensor if scalar else tensor.to(master.device)
-    return state
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's `state.json`.
 
-
-def _read_state(folder: Path) -> dict[str, Any]:
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     try:
         return json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not a whole checkpoint: {STATE} cannot be read ({error}).") from error
 
 
-def _rank_file(engine: ZeroEngine) -> str:
-    return f"rank-{engine.rank:05d}-of-{engine.world_size:05d}.safetensors"
+def rank_file(rank: int, world_size: int) -> str:
+    """Name of one rank's file."""
+    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).to("cpu", copy=True)
+
+
+def _optimizer_state(saved: SavedShards, index: int, scalars: dict[str, float], master: torch.Tensor) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for key, value in scalars.items():  # of rank 0's shards; equal for all of them, as they step together
+        name = key.split("/", 2)[2]
+        state[name] = value
+    for name in saved.names("optimizer/{}/"):
+        value = saved.read(f"optimizer/{{}}/{name}", index, master.numel())
+        # torch keeps AdamW's step count on the host unless the optimizer is fused or capturable
+        if value.ndim == 0:
+            state[name] = value
+        else:
+            state[name] = (value.view(master.shape) if value.numel() == master.numel() else value).to(master.device)
+    return state
+
+
+def _load_random_state(engine: ZeroEngine, path: Path) -> None:
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return
+    with safe_open(path, framework="pt") as file:
+        torch.set_rng_state(file.get_tensor("rng/cpu"))
+        names = set(file.keys())
+        if "rng/cuda" in names and engine.device.type == "cuda":
+            torch.cuda.set_rng_state(file.get_tensor("rng/cuda"), engine.device)

@@ -13,7 +13,7 @@ would rescale NGDiff, whose norm is near 1.41); clipping by the combined norm is
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +34,9 @@ if not torch.cuda.is_available():
 
 import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when imported)
 
+from unlearn_core.zero.layouts import open_shards  # noqa: E402
 from unlearn_core.zero.passes import Pass  # noqa: E402
-from unlearn_core.zero.shards import GradientShards, open_shards  # noqa: E402
+from unlearn_core.zero.shards import GradientShards  # noqa: E402
 
 GRAM_CHUNK = {"cpu": 2**17, "cuda": 2**24}
 """Elements cast to fp64 at a time: 1 MiB stays in a CPU's cache, 128 MiB keeps a GPU busy; a shard is never doubled."""
@@ -76,6 +77,8 @@ class ZeroEngine:
         self.module: Any = self.engine.module
         self.device = self.engine.device
         self.shards: GradientShards = open_shards(self.engine)
+        self.progress: Callable[[], None] = lambda: None
+        """Called at each sign of progress, before the ranks next wait for each other."""
 
     def gradient(self, *passes: Pass) -> tuple[list[float], list[torch.Tensor]]:
         """Gradient of sum_k weight_k loss_k over the global batch, by one backward for each micro-batch.
@@ -98,6 +101,7 @@ class ZeroEngine:
                 boundary = number == last and index == len(item.micro_batches) - 1
                 self.engine.set_gradient_accumulation_boundary(boundary)
                 loss_sum = self._loss_sum(item, batch, index)
+                self.progress()
                 self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
                 totals[number] += loss_sum.detach().double()
         return self._means(totals, passes), self.shards.live()
@@ -139,9 +143,11 @@ class ZeroEngine:
 
     def _loss_sum(self, item: Pass, batch: Batch, index: int) -> torch.Tensor:
         here = batch.to(self.device)
-        return item.loss(self._forward(here, item.hidden), here, index)
+        loss_sum = item.loss(self._forward(here, item.hidden), here, index)
+        return loss_sum if batch.counts else loss_sum * 0.0
 
     def _forward(self, batch: Batch, hidden: bool) -> Any:
+        self.progress()
         extra = {"output_hidden_states": True} if hidden else {}
         return self.engine(
             input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, **extra
@@ -151,6 +157,10 @@ class ZeroEngine:
     def _means(totals: torch.Tensor, passes: Sequence[Pass]) -> list[float]:
         dist.all_reduce(totals)
         return [float(total) / item.normaliser for total, item in zip(totals.cpu(), passes, strict=True)]
+
+    def parameter_names(self) -> dict[int, str]:
+        """Id of each parameter -> its name in the model."""
+        return {id(parameter): name for name, parameter in self.module.named_parameters()}
 
     def take(self) -> list[torch.Tensor]:
         """Keep the live gradient aside and clean the buffers for the next objective."""
@@ -209,6 +219,12 @@ class ZeroEngine:
     def close(self) -> None:
         """Remove DeepSpeed's hooks and buffers; the engine is unusable afterwards."""
         self.engine.destroy()
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers, on every rank."""
+        tensor = torch.tensor(number, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
 
     def weights_are_finite(self) -> bool:
         """Whether every fp32 master weight on every rank is finite; the same answer on all ranks."""

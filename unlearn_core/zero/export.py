@@ -39,6 +39,7 @@ def export_weights(engine: ZeroEngine, folder: Path) -> None:
         file_name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors: dict[str, torch.Tensor] = {}
         for parameters in groups:
+            engine.progress()
             with _whole(engine, parameters):
                 for parameter in parameters if writes else ():
                     if id(parameter) in adapters:
