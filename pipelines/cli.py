@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
@@ -159,7 +160,9 @@ def train(
         watched = _train_and_watch(config, output, evaluate, target, reference, best_by, among, keep)
         outcome = watched.outcome
     if outcome.status == "diverged":
-        err.print(f"[bold red]Diverged:[/] {outcome.reason}. Models exported before that are in {output / 'models'}.")
+        err.print(
+            f"[bold red]Diverged:[/] {escape(outcome.reason)}. Models exported before that are in {output / 'models'}."
+        )
         raise typer.Exit(3)
     out.print(f"{config.name}: {outcome.step} steps done, models in {output / 'models'}", highlight=False)
     if config.optimizer.schedule == "auto":
@@ -167,7 +170,9 @@ def train(
     if watched is not None:
         watch_command.print_choice(watched.choice, output, out)
         if watched.error is not None:
-            err.print(f"[bold red]The evaluation failed:[/] {watched.error}. `unlearn watch` scores the rest.")
+            err.print(
+                f"[bold red]The evaluation failed:[/] {escape(str(watched.error))}. `unlearn watch` scores the rest."
+            )
             raise typer.Exit(4)
 
 
@@ -291,16 +296,16 @@ def main() -> None:
     try:
         app()
     except (UserError, MissingPackageError) as error:
-        err.print(f"[bold red]Error:[/] {error}", markup=True, highlight=False, soft_wrap=True)
+        err.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except StoppedError as error:
-        err.print(f"Stopped. {error}", highlight=False, soft_wrap=True)
+        err.print(f"Stopped. {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(143)
     except KeyboardInterrupt:
         err.print("Interrupted. The same command goes on from here.")
         sys.exit(130)
     except DivergedError as error:
-        err.print(f"[bold red]Diverged:[/] {error}", highlight=False, soft_wrap=True)
+        err.print(f"[bold red]Diverged:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(3)
 
 

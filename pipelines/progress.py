@@ -57,7 +57,9 @@ class _Run:
         """The last whole line of metrics.jsonl; on the way, events that are new are printed."""
         events = read_events(self.output)
         for event in events[self._events_shown :]:
-            self.console.print(f"{self.name}: {event['text']}", style="yellow", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"{self.name}: {event['text']}", style="yellow", markup=False, highlight=False, soft_wrap=True
+            )
         self._events_shown = len(events)
         return _newest(self.output / METRICS)
 

@@ -26,6 +26,7 @@ import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from rich.console import Console
 
@@ -140,10 +141,13 @@ def _what_happened(error: Any, output: Path) -> str:
     """Which workers failed and how, in a line."""
     with suppress(OSError):
         return (output / STALLED).read_text(encoding="utf-8")
-    ranks = ", ".join(str(rank) for rank in sorted(error.worker_failures))
-    first = next(iter(error.worker_failures.values()), error)
+    # Those that lost their peer in a collective say so; the one that went first has another error.
+    failures = sorted(error.worker_failures.items(), key=lambda item: ("connection" in str(item[1]).lower(), item[0]))
+    rank, first = failures[0] if failures else ("?", error)
+    if isinstance(first, WorkerHealthCheckFailedError):
+        return f"rank {rank} does not answer: its process or node is gone"
     said = str(first).strip().splitlines()
-    return f"rank {ranks} failed: {type(first).__name__}: {said[0] if said else ''}"
+    return f"rank {rank} failed: {type(first).__name__}: {said[0] if said else ''}"
 
 
 @contextmanager

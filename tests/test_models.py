@@ -131,6 +131,14 @@ def test_a_broken_weight_index_is_named(folder):
         check_model_source(str(folder))
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", 3])
+def test_an_index_that_leads_out_of_its_folder_is_refused(folder, name):
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(UserError, match=r"lies outside of its folder; refused"):
+        check_model_source(str(folder))
+
+
 def test_missing_tensors_are_an_error_not_random_numbers(folder):
     from safetensors.torch import load_file, save_file
 

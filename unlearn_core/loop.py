@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
-from unlearn_core.errors import UserError
+from unlearn_core.errors import StorageError, UserError, storage_problem
 from unlearn_core.method import Composition, ProjectionRule, compose
 from unlearn_core.models import load_model
 from unlearn_core.preflight import check_composition, request_sets
@@ -208,7 +208,11 @@ def _export(config: RunConfig, context: Context, engine: "ZeroEngine", tokenizer
         export_weights(engine, folder)
         tokenizer.save_pretrained(folder)
 
-    publish_folder(final, fill, {"step": step, "method": config.method.name, "run": config.name})
+    try:
+        publish_folder(final, fill, {"step": step, "method": config.method.name, "run": config.name})
+    except Exception as error:
+        problem = storage_problem(error, final.parent)
+        raise (StorageError(problem) if problem else error) from error
 
 
 def _diverged(engine: "ZeroEngine", step: int, reason: str) -> Outcome:

@@ -279,6 +279,9 @@ def _weight_files(folder: Path) -> list[Path]:
             names = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{folder / _INDEX} is no weight index ({error!r}); copy it again") from error
+        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+        if outside:
+            raise UserError(f"{folder / _INDEX} names {outside[0]!r}, which lies outside of its folder; refused")
         return [folder / name for name in sorted(set(names))]
     if any(folder.glob("pytorch_model*.bin")):
         raise UserError(

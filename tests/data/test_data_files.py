@@ -5,6 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from unlearn_core.data import files
 from unlearn_core.data.files import read_values, read_whole
 from unlearn_core.data.sources import is_data_file
 from unlearn_core.errors import UserError
@@ -66,3 +67,27 @@ def test_a_file_that_is_no_parquet_and_a_missing_one(tmp_path):
 def test_the_suffix_alone_tells_a_file_from_a_split():
     assert all(map(is_data_file, ("a.json", "x/y.JSONL", "../a.b.txt", "raw/forget.json")))
     assert not any(map(is_data_file, ("forget10", "raw/forget", "a.json/b", "a.csv", "json")))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"text": ' + "[" * 100_000, r"hostile\.jsonl:2: nested too deeply"),
+        ('{"text": ' + "1" * 5000 + "}", r"hostile\.jsonl:2: Exceeds the limit"),
+        ('{"text": "a \\uD800 b"}', r"hostile\.jsonl:2: \\ud800 alone is no character"),
+        ('{"text": "' + "a" * 200 + '"}', r"hostile\.jsonl:2: a line of more than 0 MiB"),
+    ],
+)
+def test_hostile_lines_are_refused_by_name(text, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LONGEST_LINE", 10**6 if len(text) > 300 or "ud800" in text.lower() else 100)
+    path = tmp_path / "hostile.jsonl"
+    path.write_text('{"text": "fine \\ud83d\\ude00"}\n' + text)
+    with pytest.raises(UserError, match=says):
+        list(read_values(path))
+
+
+def test_a_hostile_array_is_refused(tmp_path):
+    path = tmp_path / "hostile.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        list(read_values(path))

@@ -1,15 +1,18 @@
 """The values of a data file one after the other, each with the place that an error message names."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from unlearn_core.errors import UserError
 
 _BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
 _MARK = b"\xef\xbb\xbf"
+LONGEST_LINE = 64 * 2**20
+"""Bytes; a whole book is under 2 MiB."""
 
 
 def read_values(path: str | Path) -> Iterator[tuple[str, Any]]:
@@ -65,26 +68,51 @@ def _decoded(raw: bytes, path: Path, line: int) -> str:
 
 
 def _array(raw: bytes, path: Path) -> Iterator[tuple[str, Any]]:
+    text = _decoded(raw.removeprefix(_MARK), path, 1)
     try:
-        values = json.loads(_decoded(raw.removeprefix(_MARK), path, 1))
+        values = _parsed(text, str(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: invalid JSON: {error.msg}") from error
     for index, value in enumerate(values):
         yield f"{path}, element {index}", value
 
 
-def _lines(lines: Iterator[bytes], path: Path) -> Iterator[tuple[str, Any]]:
-    for number, raw in enumerate(lines, start=1):
+def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
+    for number in itertools.count(1):
+        raw = file.readline(LONGEST_LINE + 1)
+        if not raw:
+            return
+        where = f"{path}:{number}"
+        if len(raw) > LONGEST_LINE:
+            raise UserError(
+                f"{where}: a line of more than {LONGEST_LINE // 2**20} MiB; expected one row a line. Is it JSON lines?"
+            )
         line = _decoded(raw.removeprefix(_MARK) if number == 1 else raw, path, number)
         if line.strip():
-            where = f"{path}:{number}"
             try:
-                value = json.loads(line)
+                value = _parsed(line, where)
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{where}: invalid JSON at column {error.colno}: {error.msg}; expected one object a line"
                 ) from error
             yield where, value
+
+
+def _parsed(text: str, where: str) -> Any:
+    """A JSON value; `JSONDecodeError` where it is malformed, `UserError` where it is hostile."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair alone is valid JSON and no character
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply; expected an object of texts") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: \\u{ord(error.object[error.start]):04x} alone is no character; remove it") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{where}: {error}; expected an object of texts") from error
 
 
 def _paragraphs(raw: bytes, path: Path) -> Iterator[tuple[str, str]]:
