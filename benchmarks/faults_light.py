@@ -152,7 +152,10 @@ def disk_full(work: Workspace) -> Row:
     outcome = train_here(config, output)
     error = difference(work, output)
     good = (
-        "Free some; the same command then goes on" in said and kept == EVERY and outcome is not None and error <= BOUND
+        "Free space there; the same command then goes on" in said
+        and kept == EVERY
+        and outcome is not None
+        and error <= BOUND
     )
     where = "small file system" if place else "file-size limit"
     return Row(f"disk full ({where})", said or "no error", good, None, EVERY, f"with room again: equal to {error:.1e}")

@@ -27,6 +27,7 @@ from ray.exceptions import RayActorError
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from rich.console import Console
 
@@ -208,7 +209,8 @@ class RayContext(LocalContext):
             return "stopped"
         if _TERMINATED.is_set():
             return "preempted"
-        info = ray.train.get_preemption_info()
+        # Not ray.train.get_preemption_info(): that waits for all ranks, and costs a call to an actor at each step.
+        info = get_train_context().preemption_context.preemption_info
         return "preempted" if info is not None and self.rank in info.preempted_ranks else ""
 
     def stalled(self, seconds: float) -> AbstractContextManager[Callable[[], None]]:
