@@ -1,5 +1,6 @@
 """Mirrors of object-store folders: what goes up and down, in which order, and what an interruption leaves."""
 
+import hashlib
 import json
 import signal
 import stat
@@ -14,7 +15,7 @@ import pytest
 from unlearn_core import storage, storage_objects
 from unlearn_core.errors import UserError
 from unlearn_core.publish import is_complete, publish_folder, write_json
-from unlearn_core.storage import fetch, is_uri, mirror_folder, pull, push, remove, sha256_at, shared, uri_of
+from unlearn_core.storage import fetch, is_uri, mirror_folder, pull, push, remove, sha256_of, shared, uri_of
 from unlearn_core.storage_places import check_uri, parent_uris
 from unlearn_core.storage_sync import Syncing
 
@@ -108,7 +109,7 @@ def test_there_and_back_on_another_node(bucket, tmp_path, elsewhere, kind):
         if not any(part.startswith(".") for part in relative.parts):
             assert (there / relative).read_bytes() == path.read_bytes()
     assert not list(there.rglob("*.part")) and not list(there.rglob(".*"))
-    assert sha256_at(there / "a.txt") == sha256_at(here / "a.txt") is not None
+    assert sha256_of(there / "a.txt") == sha256_of(here / "a.txt") == hashlib.sha256(b"one").hexdigest()
     assert push(there) == 0
 
 
@@ -131,7 +132,7 @@ def test_only_changes_travel(bucket, elsewhere):
     bucket.write("x/a.txt", b"changed there too")
     pull(uri)
     assert (there / "a.txt").read_text() == "changed here"
-    assert sha256_at(there / "a.txt") is None
+    assert sha256_of(there / "a.txt") == hashlib.sha256(b"changed here").hexdigest()
     assert push(there) == 1 and bucket.read("x/a.txt") == b"changed here"
 
 
@@ -377,3 +378,24 @@ def until(true, seconds=10):
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_what_a_command_deletes_is_not_brought_back(bucket):
+    here = pull(bucket.uri("x"))
+    fill(here, a_txt="one", b_txt="one")
+    push(here)
+    with Syncing(here, every=60):
+        (here / "a.txt").unlink()
+        pull(bucket.uri("x"))  # by another command of this node
+        assert not (here / "a.txt").exists()
+    assert bucket.keys("x") == ["b.txt"]
+    (here / "b.txt").unlink()
+    pull(bucket.uri("x"))
+    assert (here / "b.txt").exists()
+
+
+def test_following_brings_what_others_write(bucket):
+    here = pull(bucket.uri("x"))
+    with Syncing(here, following=True, every=0.05):
+        bucket.write("x/run.json", b"{}")
+        until((here / "run.json").exists)

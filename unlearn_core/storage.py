@@ -4,6 +4,7 @@ All stages read and write local paths. `pull` makes a mirror like its URI, `push
 published by its marker: markers go last in both directions and are removed first.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +48,9 @@ __all__ = [
     "mirror_folder",
     "pull",
     "push",
+    "refresh",
     "remove",
-    "sha256_at",
+    "sha256_of",
     "shared",
     "uri_of",
 ]
@@ -71,7 +73,8 @@ def pull(uri: str, small_only: bool = False) -> Path:
 
     Files that are the same as at the last transfer are not read again. One that was changed here since is left alone,
     and so is one that the store holds only a part of. A file that is gone from the store goes here too, unless it was
-    changed. A marker is brought only after everything in its folder.
+    changed. A file that is gone here is brought again, unless a command at work in the mirror may have deleted it. A
+    marker is brought only after everything in its folder.
 
     Args:
         uri: a folder or file of a store; one with nothing in it is no error.
@@ -88,13 +91,20 @@ def pull(uri: str, small_only: bool = False) -> Path:
     return mirror.place
 
 
-def fetch(uri: str) -> Path:
+def refresh(path: str | Path, small_only: bool = False) -> None:
+    """`pull` for a path in a mirror; one outside mirrors is left alone."""
+    found = find_mirror(path)
+    if found is not None:
+        _pull(*found, small_only)
+
+
+def fetch(uri: str | Path) -> Path:
     """The local counterpart of what is to be read whole, such as a model. Several processes may ask at once.
 
     A mirror of a folder above that is on this node already is used, so a run's model is not held twice.
 
     Args:
-        uri: a folder or file of a store.
+        uri: a folder or file of a store, or a path in a mirror. A path outside mirrors is given back.
 
     Returns:
         Its path on this node.
@@ -102,8 +112,11 @@ def fetch(uri: str) -> Path:
     Raises:
         UserError: nothing is there, or a part of a file only; or as `pull`.
     """
-    uri = check_uri(uri)
-    mirror, relative = reading_mirror(uri)
+    found = reading_mirror(str(uri)) if is_uri(uri) else find_mirror(uri)
+    if found is None:
+        return Path(uri)
+    mirror, relative = found
+    uri = join_uri(mirror.uri, relative)
     torn = _pull(mirror, relative, small_only=False)
     local = mirror.local(relative)
     if torn:
@@ -214,31 +227,35 @@ def shared(path: str | Path) -> str:
     return uri
 
 
-def sha256_at(path: str | Path) -> str | None:
-    """SHA-256 of a file in a mirror as noted at its last transfer; None if it was changed since, or lies elsewhere."""
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file, as noted at its last transfer if it lies in a mirror and was not changed since."""
     found = find_mirror(path)
-    if found is None:
-        return None
-    mirror, relative = found
-    known = mirror.read_state().get(relative)
-    return known["sha256"] if known and known["here"] == _mark(mirror.local(relative)) else None
+    if found is not None:
+        mirror, relative = found
+        known = mirror.read_state().get(relative)
+        if known and known["here"] == _mark(mirror.local(relative)):
+            return known["sha256"]
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pull(mirror: Mirror, relative: str, small_only: bool) -> list[str]:
     """What `pull` does; returns the files that the store does not hold whole."""
     with mirror.locked():
         state = mirror.read_state()
+        busy = mirror.busy
         store = open_store(mirror.uri)
         try:
             there = list_objects(store, relative)
             if not there:
                 check_bucket(store, mirror.uri)
             objects = {name: info for name, info in there.items() if _counts(name)}
-            wanted = {n: i for n, i in objects.items() if _to_download(mirror, state, n, i, small_only)}
+            wanted = {n: i for n, i in objects.items() if _to_download(mirror, state, n, i, small_only, busy)}
             missing = [name for name in state if _within(name, relative) and name not in objects]
             for name in sorted(missing, key=_rank, reverse=True):
                 if _mark_of(state, name) == _mark(mirror.local(name)):
                     mirror.local(name).unlink(missing_ok=True)
+                    del state[name]
             for name in wanted:  # an old marker must not speak for new files
                 if _name(name) == MARKER:
                     mirror.local(name).unlink(missing_ok=True)
@@ -251,12 +268,14 @@ def _pull(mirror: Mirror, relative: str, small_only: bool) -> list[str]:
             raise explained(error, join_uri(mirror.uri, relative)) from error
         finally:
             # What is not here is not known either: else `push` would take it for deleted here and delete it there.
-            mirror.write_state({name: known for name, known in state.items() if mirror.local(name).exists()})
+            mirror.write_state({name: known for name, known in state.items() if busy or mirror.local(name).exists()})
     return torn
 
 
-def _to_download(mirror: Mirror, state: _State, name: str, info: Any, small_only: bool) -> bool:
+def _to_download(mirror: Mirror, state: _State, name: str, info: Any, small_only: bool, busy: bool) -> bool:
     here, known = _mark(mirror.local(name)), state.get(name)
+    if here is None and known is not None and busy:
+        return False  # deleted by who is at work
     if here is not None and (known is None or known["here"] != here):
         return False  # made or changed on this node
     if here is not None and known is not None and known["there"] == [info.size, info.mtime_ns]:

@@ -132,6 +132,24 @@ class Mirror:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Say to other processes that a command works in the mirror: what it deleted is not to be brought back."""
+        self.register()
+        with open(self.home / ".work", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @property
+    def busy(self) -> bool:
+        """Whether a command works in the mirror, in this process or another of this node."""
+        with open(self.home / ".work", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def read_state(self) -> dict[str, dict[str, Any]]:
         """What was last the same here and in the store, by path relative to the mirror; "" for the URI itself."""
         try:

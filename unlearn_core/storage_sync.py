@@ -3,12 +3,14 @@
 import logging
 import random
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from unlearn_core.errors import UserError
-from unlearn_core.storage import push, uri_of
+from unlearn_core.storage import push, refresh
+from unlearn_core.storage_places import find_mirror, uri_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -20,22 +22,39 @@ class Syncing:
 
     Args:
         path: a path in a mirror; one outside mirrors is left alone.
+        following: also bring what others write there, but for large files.
         every: seconds between pushes.
         attempts: how often the last push is tried.
         wait: seconds before its second attempt; twice as long before each one after.
+
+    Attributes:
+        uri: what the path stands for; None outside mirrors.
+        moved: how many files were uploaded or deleted so far.
     """
 
-    def __init__(self, path: str | Path, every: float = 5.0, attempts: int = 4, wait: float = 1.0) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        following: bool = False,
+        every: float = 5.0,
+        attempts: int = 4,
+        wait: float = 1.0,
+    ) -> None:
+        self.uri = uri_of(path)
+        self.moved = 0
         self._path = Path(path)
-        self._uri = uri_of(path)
+        self._following = following
         self._every = every
         self._attempts = attempts
         self._wait = wait
+        self._held = ExitStack()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="storage-push", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._uri is not None:
+        found = find_mirror(self._path)
+        if found is not None:
+            self._held.enter_context(found[0].at_work())
             self._thread.start()
         return self
 
@@ -47,28 +66,31 @@ class Syncing:
         Raises:
             UserError: it failed; names the folder that holds everything.
         """
-        if self._uri is None:
+        if self.uri is None:
             return
-        self._stop.set()
-        self._thread.join()
-        for attempt in range(1, self._attempts + 1):
-            try:
-                push(self._path)
-                return
-            except UserError as problem:
-                if attempt == self._attempts:
-                    raise UserError(
-                        f"the results could not be brought to '{self._uri}' ({problem}). Everything is in "
-                        f"{self._path}; the same command, or a copy of that folder, brings it there"
-                    ) from problem
-            # Waits grow, and differ between processes that lost the same store together.
-            threading.Event().wait(self._wait * 2 ** (attempt - 1) * (1 + 0.1 * random.random()))
+        with self._held:
+            self._stop.set()
+            self._thread.join()
+            for attempt in range(1, self._attempts + 1):
+                try:
+                    self.moved += push(self._path)
+                    return
+                except UserError as problem:
+                    if attempt == self._attempts:
+                        raise UserError(
+                            f"the results could not be brought to '{self.uri}' ({problem}). Everything is in "
+                            f"{self._path}; the same command, or a copy of that folder, brings it there"
+                        ) from problem
+                # Waits grow, and differ between processes that lost the same store together.
+                threading.Event().wait(self._wait * 2 ** (attempt - 1) * (1 + 0.1 * random.random()))
 
     def _run(self) -> None:
         delay = self._every
         while not self._stop.wait(delay):
             try:
-                push(self._path)
+                self.moved += push(self._path)
+                if self._following and self.uri is not None:
+                    refresh(self._path, small_only=True)
                 delay = self._every
             except Exception as problem:
                 # Tried again, so it must not end the command; a store that is away says so at the end.
