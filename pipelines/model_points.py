@@ -150,7 +150,9 @@ def identity(point: ModelPoint) -> dict[str, Any]:
     return {
         "path": uri or str(folder),
         "marker": _read_object(folder / MARKER, "unreadable marker") if is_complete(folder) else None,
-        "files": [[path.name, path.stat().st_size, sha256_of(path) if uri else path.stat().st_mtime_ns] for path in files],
+        "files": [
+            [path.name, path.stat().st_size, sha256_of(path) if uri else path.stat().st_mtime_ns] for path in files
+        ],
         **held,
     }
 
