@@ -154,9 +154,9 @@ def _stored_as(before: torch.Tensor, after: torch.Tensor, name: str, source: str
 
 def _local(source: str) -> Path:
     if looks_like_path(source):
-        folder = Path(on_this_node(source)).expanduser()
-        check_model_source(str(folder))
-        return folder
+        source = on_this_node(source)
+        check_model_source(source)
+        return Path(source).expanduser()
     from huggingface_hub import snapshot_download
 
     try:
