@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 
 from pipelines import evaluate_command, robustness_command, search_command, watch_command
 from pipelines.edit_commands import edit_app
+from pipelines.locations import RefusedPlace, input_place, output_place, synced
 from pipelines.log_commands import logs_app
 from unlearn_core.errors import DivergedError, MissingPackageError, StoppedError, UserError
 
@@ -38,7 +39,10 @@ Recipe = Annotated[str, typer.Argument(help="A recipe's name (see `unlearn recip
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override one key: --set optimizer.learning_rate=1e-4. Repeatable.")
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; the same command resumes there.")]
+Output = Annotated[
+    Path,
+    typer.Option("--output", "-o", parser=output_place, help="Folder for the results; the same command resumes there."),
+]
 
 
 @app.command(
@@ -133,7 +137,11 @@ def train(
     ] = None,
     evaluate: Annotated[
         Path | None,
-        typer.Option(help="Score each export meanwhile, into this evaluation folder.", rich_help_panel=_BESIDE),
+        typer.Option(
+            parser=output_place,
+            help="Score each export meanwhile, into this evaluation folder.",
+            rich_help_panel=_BESIDE,
+        ),
     ] = None,
     target: evaluate_command.Target = None,
     reference: evaluate_command.Reference = None,
@@ -193,7 +201,9 @@ app.command(epilog="**Example**\n\n`unlearn space ngdiff mean_teacher > space.ya
     "one goal, with attainment bands over their seeds, and evaluated runs beside them)"
 )
 def frontier(
-    evaluations: Annotated[list[Path], typer.Argument(metavar="FOLDERS...", help="Evaluations and searches.")],
+    evaluations: Annotated[
+        list[Path], typer.Argument(metavar="FOLDERS...", parser=input_place, help="Evaluations and searches.")
+    ],
     output: Output,
     forgetting: Annotated[
         str | None, typer.Option(help="Column of the forgetting axis; extraction_strength by default.")
@@ -294,8 +304,9 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
-    except (UserError, MissingPackageError) as error:
+        with synced(out):
+            app()
+    except (UserError, MissingPackageError, RefusedPlace) as error:
         err.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except StoppedError as error:

@@ -45,6 +45,7 @@ from unlearn_core.edits.task_vector import write_task_vector
 from unlearn_core.errors import UserError
 from unlearn_core.models import check_model_source, load_model
 from unlearn_core.publish import write_json
+from unlearn_core.storage import is_uri
 from unlearn_core.strict import Strict
 
 RUN = "run.json"
@@ -349,7 +350,7 @@ def _fingerprint(config: Strict) -> str:
     values = config.model_dump(mode="json")
     for key in {"unlearned", "target", "model", "reinforced", "reference"} & values.keys():
         if values[key] is not None and looks_like_path(values[key]):
-            values[key] = str(Path(values[key]).expanduser().resolve())
+            values[key] = values[key] if is_uri(values[key]) else str(Path(values[key]).expanduser().resolve())
     return hashlib.sha256(json.dumps([type(config).__name__, values], sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pipelines.locations import output_place
+
 edit_app = typer.Typer(
     name="edit",
     help="Make new models from old ones in one shot, without training; `unlearn evaluate` takes the result as a run.",
@@ -13,7 +15,7 @@ edit_app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="The run's folder.")]
+Output = Annotated[Path, typer.Option("--output", "-o", parser=output_place, help="The run's folder.")]
 Name = Annotated[str | None, typer.Option(help="Name in tables and pictures; default: the output folder's.")]
 Model = Annotated[str, typer.Option(help="Model to edit: a run folder, a Hugging Face folder or a hub name.")]
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from pipelines.locations import input_place, model_or_uri, output_place
 from unlearn_core.errors import UserError
 
 _DATA, _SETTINGS, _MORE = "What is measured", "Settings", "More measurements"
@@ -25,7 +26,9 @@ EPILOG = (
     "The same command again scores only the rows that are missing."
 )
 
-Runs = Annotated[list[Path] | None, typer.Argument(help="Run folders: every exported model is scored.")]
+Runs = Annotated[
+    list[Path] | None, typer.Argument(parser=input_place, help="Run folders: every exported model is scored.")
+]
 Target = Annotated[str | None, typer.Option(help="The model before unlearning: run or model folder, or hub name.")]
 Reference = Annotated[
     str | None,
@@ -104,6 +107,7 @@ def star(role: Any, name: str | None) -> list[Any]:
 
     if name is None:
         return []
+    name = model_or_uri(name)
     if (Path(name) / "run.json").is_file():
         return discover_run(name, role=role)
     return [ModelPoint(model_id=role, path=name, run=role, method="finetune", step=0, role=role)]
@@ -111,7 +115,9 @@ def star(role: Any, name: str | None) -> list[Any]:
 
 def evaluate(
     runs: Runs = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for records and metrics.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", parser=output_place, help="Folder for records and metrics.")
+    ] = None,
     target: Target = None,
     reference: Reference = None,
     benchmark: Benchmark = None,
@@ -171,8 +177,12 @@ def evaluate(
     ] = 4.0,
     actors: Annotated[int | None, typer.Option(help="Models in memory at once; default by CPUs, GPUs, memory.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each actor.")] = False,
-    from_log: Annotated[Path | None, typer.Option(help="Recompute an open-unlearning per-item log instead.")] = None,
-    retain_log: Annotated[Path | None, typer.Option(help="Log of the retrained model, for forget quality.")] = None,
+    from_log: Annotated[
+        Path | None, typer.Option(parser=input_place, help="Recompute an open-unlearning per-item log instead.")
+    ] = None,
+    retain_log: Annotated[
+        Path | None, typer.Option(parser=input_place, help="Log of the retrained model, for forget quality.")
+    ] = None,
 ) -> None:
     """Score models on TOFU, MUSE or your own rows in one Ray Data job, or recompute a published log."""
     out = Console()

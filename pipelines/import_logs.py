@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluated_models import ROLES
+from pipelines.locations import folder_or_uri
 from pipelines.model_points import Role
 from unlearn_core.errors import UserError
 from unlearn_core.evaluation.open_unlearning_export import WrittenLog, write_log
@@ -24,6 +25,7 @@ from unlearn_core.evaluation.open_unlearning_layout import LAYOUT
 from unlearn_core.evaluation.open_unlearning_log import Log, LogEvaluation, compare
 from unlearn_core.evaluation.records import SCHEMA_VERSION, ItemRecord, read_metadata, read_parquet, write_parquet
 from unlearn_core.publish import write_json, write_text
+from unlearn_core.storage import uri_of
 
 SOURCE = "open-unlearning log"
 """What evaluation.json and the records' footers of an import say."""
@@ -80,8 +82,8 @@ def log_point(text: str, target: str | None, reference: str | None, methods: Map
         )
     role: Role = "target" if name == target else "reference" if name == reference else "checkpoint"
     stepped = re.fullmatch(r"(.+)@(\d+)", rest)
-    path = Path(stepped.group(1) if stepped else rest)
-    saved = [part for part in path.parts if re.fullmatch(r"checkpoint-\d+", part)]
+    path = folder_or_uri(stepped.group(1) if stepped else rest)
+    saved = [part for part in rest.split("/") if re.fullmatch(r"checkpoint-\d+", part)]
     step = int(stepped.group(2)) if stepped else int(saved[-1].rpartition("-")[2]) if saved else None
     if step is None and role == "checkpoint":
         raise UserError(
@@ -271,7 +273,7 @@ def _row(point: LogPoint, result: LogEvaluation, columns: Sequence[str]) -> dict
         "method": point.method,
         "step": point.step,
         "role": point.role,
-        "path": str(point.path.resolve()),
+        "path": uri_of(point.path) or str(point.path.resolve()),
         "variant": "",
         **{name: result.recomputed.get(name) for name in columns},
     }
@@ -286,7 +288,10 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _identity(log: Log) -> dict[str, str]:
-    return {"log": str(log.path.resolve()), "sha256": hashlib.sha256(log.path.read_bytes()).hexdigest()}
+    return {
+        "log": uri_of(log.path) or str(log.path.resolve()),
+        "sha256": hashlib.sha256(log.path.read_bytes()).hexdigest(),
+    }
 
 
 def _read_about(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from pipelines.locations import input_place, output_place
 from unlearn_core.errors import UserError
 
 logs_app = typer.Typer(
@@ -26,7 +27,10 @@ Compat = Annotated[
 ]
 RetainLog = Annotated[
     Path | None,
-    typer.Option(help="Log of the model retrained without the forget data, for forget quality and privleak."),
+    typer.Option(
+        parser=input_place,
+        help="Log of the model retrained without the forget data, for forget quality and privleak.",
+    ),
 ]
 
 
@@ -37,7 +41,7 @@ RetainLog = Annotated[
     "Every aggregate is computed again from the log's items; where texts are there, so is each ROUGE."
 )
 def check(
-    log: Annotated[Path, typer.Argument(help="TOFU_EVAL.json or MUSE_EVAL.json.")],
+    log: Annotated[Path, typer.Argument(parser=input_place, help="TOFU_EVAL.json or MUSE_EVAL.json.")],
     retain_log: RetainLog = None,
     compat: Compat = False,
 ) -> None:
@@ -64,7 +68,7 @@ def import_(
             help="A log under the name of its run, saved after STEP optimizer steps; checkpoint-60 in FILE says 60.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The evaluation's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=output_place, help="The evaluation's folder.")],
     target: Annotated[str | None, typer.Option(help="NAME of the model before unlearning: a star.")] = None,
     reference: Annotated[str | None, typer.Option(help="NAME of the retrained model: a star.")] = None,
     retain_log: RetainLog = None,
@@ -110,9 +114,9 @@ def import_(
     "(then open-unlearning's `retain_logs_path`)"
 )
 def export(
-    evaluation: Annotated[Path, typer.Argument(help="Folder that `unlearn evaluate` wrote.")],
+    evaluation: Annotated[Path, typer.Argument(parser=input_place, help="Folder that `unlearn evaluate` wrote.")],
     model: Annotated[str, typer.Option(help="The model's id, the first column of metrics.csv.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The log, or a folder for it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", parser=output_place, help="The log, or a folder for it.")],
 ) -> None:
     """Write one model's records as an open-unlearning log."""
     from pipelines.import_logs import export_log

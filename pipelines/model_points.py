@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from unlearn_core.data.sources import looks_like_path
+from unlearn_core.data.sources import looks_like_path, on_this_node
 from unlearn_core.errors import UserError
 from unlearn_core.models import check_model_source
 from unlearn_core.publish import MARKER, is_complete
+from unlearn_core.storage import is_uri, sha256_of, shared, uri_of
 
 Role = Literal["target", "reference", "checkpoint"]
 Quantisation = Literal["none", "int8", "nf4"]
@@ -24,7 +25,7 @@ class ModelPoint:
 
     Attributes:
         model_id: unique name, used as a folder name: letters, digits and `._=+-`, starting with a letter or digit.
-        path: its Hugging Face folder (seen by every node), or a hub name.
+        path: its Hugging Face folder (seen by every node, or in a mirror of an object store), its URI, or a hub name.
         run: name of the run that made it.
         method: unlearning method, or `finetune`.
         step: optimizer steps of that run.
@@ -137,32 +138,50 @@ def identity(point: ModelPoint) -> dict[str, Any]:
 
     Returns:
         The folder's path, its marker's content (None without one) and name, size and modification time of its files.
-        For a hub name, the name: a hub model that changes under its name is not noticed.
+        For a model in an object store, its URI, and SHA-256 in place of the time, which nodes differ in. For a hub
+        name, the name: a hub model that changes under its name is not noticed.
     """
     held = {} if point.quantisation == "none" else {"quantisation": point.quantisation}
     if not looks_like_path(point.path):
         return {"hub": point.path, **held}
-    folder = Path(point.path).expanduser().resolve()
+    folder = Path(on_this_node(point.path)).expanduser().resolve()
+    uri = uri_of(folder)
     files = sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern)})
-    stats = [(path.name, path.stat()) for path in files]
     return {
-        "path": str(folder),
+        "path": uri or str(folder),
         "marker": _read_object(folder / MARKER, "unreadable marker") if is_complete(folder) else None,
-        "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        "files": [
+            [path.name, path.stat().st_size, sha256_of(path) if uri else path.stat().st_mtime_ns] for path in files
+        ],
         **held,
     }
 
 
 def absolute(point: ModelPoint) -> str:
-    """The model's folder as an absolute path, for processes that run in another folder; a hub name as it is."""
-    return str(Path(point.path).expanduser().resolve()) if looks_like_path(point.path) else point.path
+    """A name of the model that processes in other folders and on other nodes understand.
+
+    Args:
+        point: a model.
+
+    Returns:
+        The absolute path of its folder; for one in a mirror its URI, to which it is uploaded first; a hub name or URI
+        as it is.
+    """
+    return shared(point.path) if looks_like_path(point.path) and not is_uri(point.path) else point.path
+
+
+def same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths or URIs name the same folder."""
+    first, second = (str(name) if is_uri(str(name)) else uri_of(name) or Path(name).resolve() for name in (one, other))
+    return first == second
 
 
 def weight_bytes(point: ModelPoint) -> int:
     """Size of a model's safetensors files; 0 for a hub name."""
     if not looks_like_path(point.path):
         return 0
-    return sum(path.stat().st_size for path in Path(point.path).expanduser().glob("*.safetensors"))
+    folder = Path(on_this_node(point.path)).expanduser()
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _step(export: Path) -> int:

@@ -25,6 +25,8 @@ from rich.table import Column, Table
 from unlearn_core.data.muse import MuseTexts
 from unlearn_core.errors import MissingPackageError, UserError
 from unlearn_core.publish import write_json
+from unlearn_core.storage import is_uri, uri_of
+from unlearn_core.storage_places import parent_uris
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -218,12 +220,19 @@ def _read_runs(folders: Iterable[str | Path], rows: Sequence[dict[str, Any]]) ->
             raise UserError(f"cannot read {path} ({error}); run the training again, or leave the run out") from error
         # A variant, such as a quantised one, is another model than the one that the run left.
         models = [row for row in rows if not row["variant"]]
-        own = [row for row in models if folder in Path(row["path"]).expanduser().resolve().parents]
+        own = [row for row in models if _lies_in(row["path"], folder)]
         own.sort(key=lambda row: row["step"])
         # An edit's run has no data of its own: it makes models of other models.
         if own and isinstance(config, dict) and isinstance(config.get("data"), dict) and "steps" in config:
             found.append(_Run(folder, config, own))
     return found
+
+
+def _lies_in(model: str, folder: Path) -> bool:
+    """Whether a model's path or URI is below a run's folder."""
+    if is_uri(model):
+        return uri_of(folder) in {above for above, _ in parent_uris(model)}
+    return folder in Path(model).expanduser().resolve().parents
 
 
 _Curves = dict[Path, tuple[tuple[CurvePoint, ...], str]]

@@ -18,6 +18,7 @@ from pipelines.evaluate_command import (
     Target,
     build_points,
 )
+from pipelines.locations import input_place, output_place
 from unlearn_core.errors import UserError
 
 _ATTACKS, _SETTINGS = "Attacks", "Settings"
@@ -36,9 +37,14 @@ EPILOG = (
 
 def robustness(
     models: Annotated[
-        list[Path], typer.Argument(help="Run folders: every exported model is attacked. Or whole model folders.")
+        list[Path],
+        typer.Argument(
+            parser=input_place, help="Run folders: every exported model is attacked. Or whole model folders."
+        ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for models, scores and ratios.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=output_place, help="Folder for models, scores and ratios.")
+    ],
     reference: Annotated[
         str | None, typer.Option(help="The model retrained without the forget data: ratios compare with it.")
     ] = None,

@@ -17,7 +17,7 @@ from rich.console import Console
 from pipelines.best_checkpoint import Checkpoint, Choice, choose, parse_rule
 from pipelines.evaluate import ModelPoint, discover_run
 from pipelines.growing_evaluation import GrowingEvaluation
-from pipelines.model_points import check_models
+from pipelines.model_points import check_models, same_place
 from pipelines.ray_session import start_ray
 from unlearn_core.config import WorkersConfig
 from unlearn_core.errors import UserError
@@ -273,15 +273,15 @@ class RunWatcher:
     def _drop(self, choice: Choice, exports: Mapping[str, ModelPoint], record: Mapping[str, Any]) -> None:
         """Delete exports that cannot be the best any more; the newest stays, for `last_model` names it."""
         newest = max((point.step for point in exports.values()), default=0)
-        needed = {Path(point.path).resolve() for point in self.stars}
+        needed: list[str | Path] = [point.path for point in self.stars]
         if record.get("last_model"):
-            needed.add((self.run / record["last_model"]).resolve())
+            needed.append(self.run / record["last_model"])
         for point in exports.values():
             folder = Path(point.path)
             if (
                 point.model_id in choice.beaten
                 and point.step < newest
-                and folder.resolve() not in needed
+                and not any(same_place(folder, other) for other in needed)
                 and self.evaluation.holds(point)
             ):
                 aside = folder.with_name(f".{folder.name}.dropped")

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.locations import folder_or_uri
 from unlearn_core.errors import UserError
+from unlearn_core.storage import is_uri, uri_of
 
 
 def resolve_model(name: str) -> str:
-    """A run folder becomes its newest whole model; a model folder or hub name stays as it is.
+    """A run folder becomes its newest whole model; a model folder or hub name stays as it is, and so does its URI.
 
     Raises:
-        UserError: a run folder without a whole model.
+        UserError: a run folder without a whole model, or an object store that cannot be reached.
     """
+    if is_uri(name):
+        found = resolve_model(str(folder_or_uri(name)))
+        return uri_of(found) or found
     record = Path(name) / "run.json"
     if not record.is_file():
         return name

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from pipelines.locations import output_place
 from unlearn_core.errors import UserError
 
 EPILOG = (
@@ -24,7 +25,10 @@ EPILOG = (
 
 def search(
     recipe: Annotated[str, typer.Argument(help="A search recipe (see `unlearn recipes`) or a YAML file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the search; the same command resumes.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", parser=output_place, help="Folder of the search; the same command resumes."),
+    ],
     target: Annotated[str, typer.Option(help="The model to unlearn: run or model folder, or hub name.")],
     reference: Annotated[
         str | None, typer.Option(help="The model retrained without the forget data, which forgetting aims at.")

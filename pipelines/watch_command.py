@@ -22,6 +22,7 @@ from pipelines.evaluate_command import (
     print_missing,
     star,
 )
+from pipelines.locations import followed_place, output_place
 from unlearn_core.errors import UserError
 
 EPILOG = (
@@ -52,8 +53,10 @@ KeepExports = Annotated[
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Evaluation folder, which grows.")],
+    run: Annotated[Path, typer.Argument(parser=followed_place, help="The run's folder.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=output_place, help="Evaluation folder, which grows.")
+    ],
     target: Target = None,
     reference: Reference = None,
     best_by: BestBy = None,

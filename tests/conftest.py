@@ -48,6 +48,19 @@ def truth(taught):
     return reference(make_config(taught, 0, 1, 1, "fp32"))
 
 
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """An S3 bucket on the loopback, the environment that leads to it, and an empty folder for mirrors."""
+    from object_store import Bucket
+
+    made = Bucket()
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("UNLEARN_MIRROR", str(tmp_path / "mirror"))
+    yield made
+    made.close()
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """With UNLEARN_REQUIRE_DATA set (CI), a test skipped for want of real data is a failure."""

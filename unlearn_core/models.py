@@ -20,8 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from unlearn_core.data.sources import looks_like_path
+from unlearn_core.data.sources import looks_like_path, on_this_node
 from unlearn_core.errors import MissingPackageError, UserError
+from unlearn_core.storage import fetch, uri_of
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Names of the number formats that models are held in."""
@@ -34,12 +35,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 def check_model_source(name_or_folder: str) -> None:
-    """Find a missing or incomplete model folder before any worker starts. Loads no weights, uses no network.
+    """Find a missing or incomplete model folder before any worker starts. Loads no weights.
 
-    A hub name passes: whether it exists is known when it is loaded.
+    A hub name passes: whether it exists is known when it is loaded. A model in an object store is fetched.
 
     Args:
-        name_or_folder: a model's folder, or a hub name such as `meta-llama/Llama-3.2-1B-Instruct`.
+        name_or_folder: a model's folder, its URI, or a hub name such as `meta-llama/Llama-3.2-1B-Instruct`.
 
     Raises:
         UserError: what can only be a path is no folder; the folder has no `config.json`, or one that is not JSON, of an
@@ -48,7 +49,9 @@ def check_model_source(name_or_folder: str) -> None:
     """
     if not looks_like_path(name_or_folder):
         return
-    folder = Path(name_or_folder).expanduser()
+    folder = Path(on_this_node(name_or_folder)).expanduser()
+    if uri_of(folder) is not None and not (folder.is_dir() and _has_weights(folder)):
+        fetch(folder)  # a mirror that was brought without its large files
     if not folder.is_dir():
         raise UserError(f"model folder '{name_or_folder}' does not exist; give a Hugging Face folder or a hub name")
     if not (folder / "config.json").is_file():
@@ -78,7 +81,7 @@ def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa", quantis
     batch together, so where they occur a row's numbers depend on its batch, by less than the rounding changes them.
 
     Args:
-        name_or_folder: a model's folder or a hub name.
+        name_or_folder: a model's folder, its URI or a hub name.
         dtype: `fp32` or `bf16`, whatever the file holds.
         attention: `sdpa`, `eager` or `flash_attention_2` (needs the package `flash-attn` and a GPU).
         quantisation: one of `QUANTISATIONS`, whatever the file holds; the model may be moved to a GPU afterwards.
@@ -95,6 +98,7 @@ def load_model(name_or_folder: str, dtype: str, attention: str = "sdpa", quantis
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; expected one of {', '.join(DTYPES)}")
     how = _quantised(quantisation, DTYPES[dtype])
+    name_or_folder = on_this_node(name_or_folder)
     check_model_source(name_or_folder)
     place = str(Path(name_or_folder).expanduser()) if looks_like_path(name_or_folder) else name_or_folder
     try:
@@ -192,6 +196,7 @@ def build_without_weights(name_or_folder: str) -> PreTrainedModel:
     Raises:
         UserError: no such hub model, no network, or a config that no causal language model has.
     """
+    name_or_folder = on_this_node(name_or_folder)
     place = str(Path(name_or_folder).expanduser()) if looks_like_path(name_or_folder) else name_or_folder
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -268,6 +273,13 @@ def build_small_llama(config: SmallLlama, tokenizer: PreTrainedTokenizerBase, se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(llama).float().eval()
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return all(path.is_file() for path in _weight_files(folder))
+    except UserError:
+        return False
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unlearn_core.errors import UserError
+from unlearn_core.storage import fetch, is_uri
 
 FILE_SUFFIXES = (".json", ".jsonl", ".txt")
 """How the names of a user's own data files end; no split's name does."""
@@ -19,7 +20,7 @@ def looks_like_path(source: str) -> bool:
 
     What exists here, or starts with a folder that exists here, is a path (`outputs/tarcet` beside a folder `outputs`).
     Otherwise everything that is not a well-formed hub name (`name` or `owner/name`) is: `./x`, `/x`, `~/x`, `a/b/c`,
-    `a/b/`, `C:\x`.
+    `a/b/`, `C:\x`, and a URI.
 
     Args:
         source: what the user gave.
@@ -27,8 +28,19 @@ def looks_like_path(source: str) -> bool:
     Returns:
         True for a path, False for a name to look up on the hub.
     """
+    if is_uri(source):
+        return True
     path = Path(source).expanduser()
     return path.exists() or Path(*path.parts[:1]).is_dir() or _HUB_NAME.fullmatch(source) is None
+
+
+def on_this_node(source: str) -> str:
+    """A URI fetched from its store, as the folder that it was fetched into; a path or hub name as it is.
+
+    Raises:
+        UserError: a mistake in the URI, a store that cannot be reached, or nothing whole there.
+    """
+    return str(fetch(source)) if is_uri(source) else source
 
 
 def is_data_file(entry: str) -> bool:

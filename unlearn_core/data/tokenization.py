@@ -12,7 +12,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from unlearn_core.data.sources import looks_like_path
+from unlearn_core.data.sources import looks_like_path, on_this_node
 from unlearn_core.errors import UserError
 
 IGNORE = -100
@@ -360,7 +360,7 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer without running code that came with it.
 
     Args:
-        name_or_folder: a model's folder or a hub name.
+        name_or_folder: a model's folder, its URI or a hub name.
 
     Returns:
         The tokenizer. It may have no pad token and no chat template: `Formatter` copes with the first and says what to
@@ -369,6 +369,7 @@ def load_tokenizer(name_or_folder: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the folder is missing or holds no tokenizer, or the hub has no such name or cannot be reached.
     """
+    name_or_folder = on_this_node(name_or_folder)
     folder = Path(name_or_folder).expanduser()
     local = looks_like_path(name_or_folder)
     if local:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from unlearn_core.data.sources import looks_like_path
+from unlearn_core.data.sources import looks_like_path, on_this_node
 from unlearn_core.errors import UserError
 from unlearn_core.models import check_model_source
 from unlearn_core.publish import MARKER, publish_folder
@@ -154,6 +154,7 @@ def _stored_as(before: torch.Tensor, after: torch.Tensor, name: str, source: str
 
 def _local(source: str) -> Path:
     if looks_like_path(source):
+        source = on_this_node(source)
         check_model_source(source)
         return Path(source).expanduser()
     from huggingface_hub import snapshot_download
