@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from pipelines import evaluate_command, robustness_command, search_command, watch_command
+from pipelines import evaluate_command, robustness_command, search_command, submit_command, watch_command
+from pipelines.cluster_command import cluster_app
 from pipelines.edit_commands import edit_app
 from pipelines.log_commands import logs_app
 from unlearn_core.errors import DivergedError, MissingPackageError, UserError
@@ -29,6 +30,8 @@ app = typer.Typer(
 )
 app.add_typer(edit_app)
 app.add_typer(logs_app)
+app.add_typer(cluster_app)
+app.add_typer(submit_command.jobs_app)
 out = Console()
 err = Console(stderr=True)
 
@@ -172,6 +175,7 @@ def train(
 
 
 app.command(name="robustness", epilog=robustness_command.EPILOG)(robustness_command.robustness)
+app.command(epilog=submit_command.EPILOG, context_settings=submit_command.SETTINGS)(submit_command.submit)
 app.command(name="watch", epilog=watch_command.EPILOG)(watch_command.watch)
 
 
