@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 
-from pipelines import evaluate_command, robustness_command, search_command, submit_command, watch_command
+from pipelines import (
+    doctor_command,
+    evaluate_command,
+    robustness_command,
+    search_command,
+    submit_command,
+    watch_command,
+)
 from pipelines.cluster_command import cluster_app
 from pipelines.edit_commands import edit_app
 from pipelines.log_commands import logs_app
@@ -176,6 +183,7 @@ def train(
 
 app.command(name="robustness", epilog=robustness_command.EPILOG)(robustness_command.robustness)
 app.command(epilog=submit_command.EPILOG, context_settings=submit_command.SETTINGS)(submit_command.submit)
+app.command(epilog=doctor_command.EPILOG)(doctor_command.doctor)
 app.command(name="watch", epilog=watch_command.EPILOG)(watch_command.watch)
 
 

@@ -52,7 +52,7 @@ def start(
     ]
     if cluster.token_path:
         lines.insert(1, f"token:    {cluster.token_path} (whoever has it can run code here)")
-    if not cluster.address.startswith(("127.", "[::1]")):
+    if not cluster.loopback:
         lines.append(
             f"more nodes: copy the token file there and run  RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=FILE "
             f"ray start --address={cluster.address}"

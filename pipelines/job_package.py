@@ -83,8 +83,8 @@ def choose_files(root: Path) -> Package:
         named = ", ".join(f"{path} ({kept[path] / MIB:.1f} MiB)" for path in biggest)
         raise UserError(
             f"{root} would send {size / MIB:.0f} MiB in {len(kept)} files; at most {TOTAL_LIMIT // MIB} MiB may "
-            f"travel. Biggest: {named}. Move data to a folder named data or outputs, list it in .gitignore, or submit from a "
-            "smaller folder."
+            f"travel. Biggest: {named}. Move data to a folder named data or outputs, list it in .gitignore, or "
+            "submit from a smaller folder."
         )
     return Package(root, tuple(kept), size, dict(left))
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -217,14 +217,14 @@ def _settled(client: Any, job: str) -> Any:
     return found
 
 
-def _each(pieces: AsyncIterator[str], skip: int) -> Any:
+def _each(pieces: AsyncIterator[str], skip: int) -> Iterator[str]:
     """The pieces of an asynchronous iterator, without the first `skip` characters."""
+
+    async def following() -> str | None:
+        return await anext(pieces, None)
+
     with asyncio.Runner() as runner:
-        while True:
-            try:
-                piece = runner.run(anext(pieces))
-            except StopAsyncIteration:
-                return
+        while (piece := runner.run(following())) is not None:
             kept, skip = piece[skip:], max(0, skip - len(piece))
             if kept:
                 yield kept

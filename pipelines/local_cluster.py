@@ -27,6 +27,8 @@ HOME = "UNLEARN_HOME"
 STATE, LOG, TOKEN = "cluster.json", "cluster.log", "token"
 MARK = "UNLEARN_CLUSTER"
 """Environment variable that every process of a cluster started here inherits, with the cluster's own value."""
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Off ("0"), Ray takes the loopback as this node's address wherever it looks for one."""
 START_SECONDS = 90.0
 STOP_SECONDS = 45.0
 """How long processes may take to end by themselves; Ray itself drains a node for up to 30 s."""
@@ -70,7 +72,14 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         """Variables by which Ray processes of this user reach it."""
         mode = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": self.token_path} if self.token_path else {}
-        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"} | mode
+        # Without it a driver takes 127.0.0.1 for the machine's network address, where nobody listens.
+        alone = {LOOPBACK_SWITCH: "0"} if self.loopback else {}
+        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "disabled"} | mode | alone
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone can reach it."""
+        return self.address.startswith(("127.", "[::1]"))
 
 
 def home() -> Path:
@@ -240,8 +249,7 @@ def _environment(loopback: bool, token_path: Path | None, mark: str) -> dict[str
     kept |= {
         MARK: mark,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Off, Ray takes the loopback as this node's address wherever it looks for one.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if loopback else "1",
+        LOOPBACK_SWITCH: "0" if loopback else "1",
         "RAY_AUTH_MODE": "token" if token_path else "disabled",
         "RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", str(JOB_STOP_SECONDS)),
         # A job's `python` is this environment's.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 EPILOG = (
     "**Examples**\n\n"
@@ -88,7 +88,7 @@ def list_(address: Address = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("id", "sub-command", "status", "started", "duration")
+    table = Table(Column("id", overflow="fold"), "sub-command", "status", "started", "duration")
     for row in rows:
         table.add_row(row["id"], row["command"], row["status"], row["started"] or "", _duration(row["seconds"]))
     _console("out").print(table)
@@ -106,7 +106,7 @@ def status(job: JobId, address: Address = None, as_json: Json = False) -> None:
         return
     for key, value in row.items():
         if value is not None:
-            _say(_console("out"), f"{key:<10}{_duration(value) if key == 'seconds' else value}")
+            _say(_console("out"), f"{key:<12}{_duration(value) if key == 'seconds' else value}")
 
 
 @jobs_app.command(epilog="**Examples**\n\n`unlearn jobs logs night`\n\n`unlearn jobs logs night --follow`")
