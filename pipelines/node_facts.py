@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("ray", "torch", "transformers", "deepspeed", "unlearn")
 GPU_SECONDS = 45.0
+HUB_SECONDS = 10.0
 _GPUS = (
     "import json, torch; count = torch.cuda.device_count(); "
     "print(json.dumps([torch.cuda.get_device_name(i) for i in range(count)]))"
@@ -123,20 +126,24 @@ def _reachable(name: str | None, file: str, kind: str) -> str | None:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return "does not exist"
     try:
-        from huggingface_hub import HfApi, try_to_load_from_cache
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+        from huggingface_hub import constants, get_token, try_to_load_from_cache
     except ImportError as error:
         return f"cannot be looked up: {error}"
     try:
         if isinstance(try_to_load_from_cache(name, file, repo_type=kind), str):
             return "cached"
-        if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-            return "not checked offline"
-        HfApi().repo_info(name, repo_type=kind, timeout=10)
-    except HFValidationError:
-        return "does not exist"
-    except (HfHubHTTPError, OSError) as error:
-        return f"not reached: {(str(error).splitlines() or [type(error).__name__])[0]}"
-    except Exception as error:  # httpx's errors share no base with the above, and must not hide the other facts
-        return f"not reached: {type(error).__name__}"
-    return "hub"
+    except ValueError:
+        return "does not exist"  # nor could it be a hub name
+    if constants.HF_HUB_OFFLINE:
+        return "not checked offline"
+    token = get_token()
+    request = urllib.request.Request(
+        f"{constants.ENDPOINT}/api/{kind}s/{name}", headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+            return "hub"
+    except urllib.error.HTTPError as error:
+        return f"the hub says {error.code}: no such name, or one that needs a token there"
+    except OSError as error:
+        return f"the hub is not reached: {getattr(error, 'reason', error)}"
