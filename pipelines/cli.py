@@ -16,7 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
-from pipelines import evaluate_command, robustness_command, search_command, watch_command
+from pipelines import (
+    doctor_command,
+    evaluate_command,
+    robustness_command,
+    search_command,
+    submit_command,
+    watch_command,
+)
+from pipelines.cluster_command import cluster_app
 from pipelines.edit_commands import edit_app
 from pipelines.locations import RefusedPlace, input_place, output_place, synced
 from pipelines.log_commands import logs_app
@@ -31,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(edit_app)
 app.add_typer(logs_app)
+app.add_typer(cluster_app)
+app.add_typer(submit_command.jobs_app)
 out = Console()
 err = Console(stderr=True)
 
@@ -185,6 +195,8 @@ def train(
 
 
 app.command(name="robustness", epilog=robustness_command.EPILOG)(robustness_command.robustness)
+app.command(epilog=submit_command.EPILOG, context_settings=submit_command.SETTINGS)(submit_command.submit)
+app.command(epilog=doctor_command.EPILOG)(doctor_command.doctor)
 app.command(name="watch", epilog=watch_command.EPILOG)(watch_command.watch)
 
 
