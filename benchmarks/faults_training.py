@@ -138,7 +138,7 @@ def rank_stalls(work: Workspace) -> Row:
 def two_runs_at_one_output(work: Workspace) -> Row:
     """The second is refused at once and the first not disturbed."""
     first = work.train("claimed")
-    wait_for(lambda: (first.output / ".owner.json").is_file(), first)
+    wait_for(lambda: (first.output / "owner.json").is_file(), first)
     second = work.train("second", output=first.output, again=True)
     code = second.wait()
     said = next((line for line in second.said().splitlines() if "being written by another run" in line), "")

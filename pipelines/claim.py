@@ -1,15 +1,16 @@
 """One writer an output folder: a file that says who, renewed while its owner lives.
 
-    OUTPUT/.owner.json     host, process and what it does; its modification time is the owner's sign of life
+    OUTPUT/owner.json      host, process and what it does; its modification time is the owner's sign of life
 
 On its own machine an owner is gone when its process is. On another, when the file has not been renewed for a minute, by
-the clock of the file system that both write to. What a killed owner leaves behind is taken over without a word.
+the clock of the file system that both write to (in an object store, by the clocks of the two machines). What a killed owner leaves behind is taken over without a word.
 """
 
 import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +19,11 @@ from typing import Any
 
 import psutil
 
+from unlearn_core import storage
 from unlearn_core.errors import StorageError, UserError, storage_problem
 from unlearn_core.publish import write_json
 
-OWNER = ".owner.json"
+OWNER = "owner.json"
 RENEW_SECONDS = 10.0
 GONE_SECONDS = 60.0
 """Without a renewal for so long, an owner on another machine counts as gone."""
@@ -32,7 +34,7 @@ def claimed(output: Path, what: str) -> Iterator[None]:
     """Hold `output` while entered; makes the folder, readable by its owner alone.
 
     Args:
-        output: folder to write to.
+        output: folder to write to, which may be the mirror of one in an object store.
         what: the work, in a word or two, for the message that another run gets.
 
     Raises:
@@ -44,6 +46,7 @@ def claimed(output: Path, what: str) -> Iterator[None]:
     try:
         if not output.is_dir():
             output.mkdir(parents=True, mode=0o700)
+        storage.refresh(path)
         if not _create(path, mine):
             other = _read(path)
             if _lives(path, other):
@@ -51,19 +54,24 @@ def claimed(output: Path, what: str) -> Iterator[None]:
                     f"{output} is being written by another run: {other.get('what')}, process {other.get('pid')} on "
                     f"{other.get('host')}. Wait for it, end it, or choose another --output."
                 )
-            write_json(path, mine)
-            if _read(path).get("token") != mine["token"]:
-                raise UserError(f"{output} was taken by another run at the same moment. Choose another --output.")
+            write_json(path, mine | {"renewed": time.time()})
+        storage.push(path)
+        storage.refresh(path)
+        if _read(path).get("token") != mine["token"]:
+            raise UserError(f"{output} was taken by another run at the same moment. Choose another --output.")
     except OSError as error:
         raise StorageError(storage_problem(error, output)) from error
     released = threading.Event()
-    threading.Thread(target=_renew, args=(path, released), name="claim", daemon=True).start()
+    renewing = threading.Thread(target=_renew, args=(path, mine, released), name="claim", daemon=True)
+    renewing.start()
     try:
         yield
     finally:
         released.set()
+        renewing.join()
         if _read(path).get("token") == mine["token"]:
             path.unlink(missing_ok=True)
+            storage.push(path)
 
 
 def _create(path: Path, mine: dict[str, Any]) -> bool:
@@ -73,7 +81,7 @@ def _create(path: Path, mine: dict[str, Any]) -> bool:
     except FileExistsError:
         return False
     with open(handle, "w", encoding="utf-8") as file:
-        json.dump(mine, file)
+        json.dump(mine | {"renewed": time.time()}, file)
     return True
 
 
@@ -95,6 +103,8 @@ def _lives(path: Path, owner: dict[str, Any]) -> bool:
             return psutil.Process(owner["pid"]).create_time() == owner["started"]
         except (psutil.Error, KeyError):
             return False
+    if storage.uri_of(path) is not None:  # no clock is common to all who write there
+        return time.time() - owner.get("renewed", 0) < GONE_SECONDS
     probe = path.with_name(f".{uuid.uuid4().hex}.now")
     try:
         probe.touch()
@@ -105,7 +115,11 @@ def _lives(path: Path, owner: dict[str, Any]) -> bool:
         probe.unlink(missing_ok=True)
 
 
-def _renew(path: Path, released: threading.Event) -> None:
+def _renew(path: Path, mine: dict[str, Any], released: threading.Event) -> None:
     while not released.wait(RENEW_SECONDS):
-        with suppress(OSError):
-            os.utime(path)
+        with suppress(OSError, UserError):
+            if storage.uri_of(path) is None:
+                os.utime(path)
+            else:
+                write_json(path, mine | {"renewed": time.time()})
+                storage.push(path)

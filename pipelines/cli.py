@@ -26,7 +26,7 @@ from pipelines import (
 )
 from pipelines.cluster_command import cluster_app
 from pipelines.edit_commands import edit_app
-from pipelines.locations import RefusedPlace, input_place, output_place, synced
+from pipelines.locations import RefusedPlace, followed_place, input_place, output_place, synced
 from pipelines.log_commands import logs_app
 from unlearn_core.errors import DivergedError, MissingPackageError, StoppedError, UserError
 
@@ -52,6 +52,11 @@ Set = Annotated[
 Output = Annotated[
     Path,
     typer.Option("--output", "-o", parser=output_place, help="Folder for the results; the same command resumes there."),
+]
+
+RunOutput = Annotated[
+    Path,
+    typer.Option("--output", "-o", parser=followed_place, help="The run's folder; the same command goes on there."),
 ]
 
 
@@ -132,7 +137,7 @@ class _ManyRequests(TyperCommand):
 )
 def train(
     recipe: Recipe,
-    output: Output,
+    output: RunOutput,
     model: Annotated[
         str | None, typer.Option(help="Model to unlearn: a run folder, a Hugging Face folder or a hub name.")
     ] = None,

@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.train import train
+from unlearn_core import storage
 from unlearn_core.config import BatchConfig, FinetuneConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn_core.data.config import DataConfig
 from unlearn_core.data.muse import MuseTexts
@@ -97,7 +98,7 @@ def _initial_model(config: FinetuneConfig, output: Path) -> str:
     folder = output / "initial"
     marker = {"build": config.model.build.model_dump(mode="json"), "seed": config.seed, "benchmark": config.benchmark}
     if is_complete(folder):
-        return str(folder)
+        return _named(folder)
     if output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty and holds no earlier fine-tune. Choose another --output.")
     benchmark = open_rows(config.benchmark)
@@ -109,7 +110,12 @@ def _initial_model(config: FinetuneConfig, output: Path) -> str:
         tokenizer.save_pretrained(folder)
 
     publish_folder(folder, fill, marker)
-    return str(folder)
+    return _named(folder)
+
+
+def _named(folder: Path) -> str:
+    """The folder as workers on other nodes find it."""
+    return storage.shared(folder) if storage.uri_of(folder) else str(folder)
 
 
 def _texts(benchmark: Benchmark | MuseTexts) -> list[str]:

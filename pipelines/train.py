@@ -6,7 +6,8 @@
     OUTPUT/models/         exported Hugging Face folders, one a point of the frontier, each with its marker
     OUTPUT/checkpoints/    what a restart needs; removed when the run has finished, but for `checkpoints.best`
 
-OUTPUT must be reachable under the same path from every node. The only importer of `ray.train`.
+OUTPUT must be reachable under the same path from every node, or lie in an object store. Here and in `train_worker.py`
+alone is `ray.train` imported.
 """
 
 import json
@@ -15,8 +16,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
-from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from rich.console import Console
 
@@ -35,20 +33,16 @@ from pipelines.claim import claimed
 from pipelines.progress import follow_run
 from pipelines.ray_session import start_ray
 from pipelines.run_record import RUN, earlier_outcome, ending_of, record_of
+from pipelines.train_worker import OUTCOME, STALLED, STOP, GroupConfig, work
+from unlearn_core import storage
 from unlearn_core.checkpoints import Checkpoints
-from unlearn_core.config import RunConfig, build_config
-from unlearn_core.errors import MissingPackageError, StoppedError, StorageError, UserError, storage_problem
+from unlearn_core.config import RunConfig
+from unlearn_core.errors import MissingPackageError, StoppedError, UserError
 from unlearn_core.events import note_event
-from unlearn_core.local import LocalContext
-from unlearn_core.loop import CHECKPOINTS, Outcome, StopReason, run
+from unlearn_core.loop import CHECKPOINTS, Outcome
 from unlearn_core.preflight import preflight
-from unlearn_core.publish import write_json, write_text
-from unlearn_core.stall import StallWatch
+from unlearn_core.publish import write_json
 
-OUTCOME = "outcome.json"
-STOP = "stop-requested"
-"""File by which the driver asks the workers to end."""
-STALLED = "stalled.txt"
 RAY_FILES = ".ray"
 """Folder of Ray Train's own bookkeeping."""
 ABORT_SECONDS = 60.0
@@ -115,11 +109,13 @@ def _until_it_ends(config: RunConfig, output: Path, hold: Callable[["AbortableTr
     while True:
         for name in (OUTCOME, STALLED):
             (output / name).unlink(missing_ok=True)
+        storage.push(output)  # workers on other nodes read it there
         trainer = _trainer(config, output)
         if hold is not None:
             hold(trainer)
         try:
             trainer.fit()
+            storage.refresh(output, small_only=True)
         except ray.train.WorkerGroupError as error:  # type: ignore[attr-defined]
             for cause in error.worker_failures.values():
                 if isinstance(cause, (UserError, MissingPackageError)):
@@ -140,6 +136,7 @@ def _until_it_ends(config: RunConfig, output: Path, hold: Callable[["AbortableTr
 
 def _what_happened(error: Any, output: Path) -> str:
     """Which workers failed and how, in a line."""
+    storage.refresh(output / STALLED)
     with suppress(OSError):
         return (output / STALLED).read_text(encoding="utf-8")
     # Those that lost their peer in a collective say so; the one that went first has another error.
@@ -171,79 +168,6 @@ def _stop_on_sigterm(output: Path) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, previous)
         asked.unlink(missing_ok=True)
-
-
-def _worker(arguments: dict[str, Any]) -> None:
-    """What each Ray Train worker does."""
-    # Ray Train moves workers to a folder of their own; relative paths are meant from where the run was started.
-    with suppress(OSError):  # a node that lacks the folder still reads absolute paths
-        os.chdir(arguments["started_in"])
-    config = build_config(RunConfig, arguments["config"])
-    context = RayContext(Path(arguments["output"]), config)
-    try:
-        outcome = run(config, context)
-        if context.rank == 0:
-            write_json(context.output / OUTCOME, outcome.__dict__)
-    except Exception as error:
-        problem = "" if isinstance(error, UserError) else storage_problem(error, context.output, full_only=True)
-        if problem:
-            raise StorageError(problem) from error
-        raise
-
-
-class RayContext(LocalContext):
-    """`unlearn_core.loop.Context` inside a Ray Train worker.
-
-    Args:
-        output: the run's folder.
-        config: the run.
-    """
-
-    def __init__(self, output: Path, config: RunConfig):
-        context = ray.train.get_context()
-        super().__init__(output, context.get_world_rank(), context.get_world_size(), config.checkpoints)
-
-    def stop_reason(self) -> StopReason:
-        """The driver's wish, SIGTERM to this process, or Ray's word that this node is being drained."""
-        if self.rank == 0 and (self.output / STOP).exists():
-            return "stopped"
-        if _TERMINATED.is_set():
-            return "preempted"
-        # Not ray.train.get_preemption_info(): that waits for all ranks, and costs a call to an actor at each step.
-        info = get_train_context().preemption_context.preemption_info
-        return "preempted" if info is not None and self.rank in info.preempted_ranks else ""
-
-    def stalled(self, seconds: float) -> AbstractContextManager[Callable[[], None]]:
-        """A rank that holds the others up is named in OUTPUT/stalled.txt."""
-        if not seconds:
-            return super().stalled(seconds)
-        return StallWatch(
-            self.rank, self.world_size, seconds, lambda finding: write_text(self.output / STALLED, finding)
-        )
-
-
-_TERMINATED = threading.Event()
-"""Set in a worker that got SIGTERM: its machine is about to go."""
-
-
-def _note_sigterm() -> None:
-    """Runs in a worker's main thread, as Python wants of whoever sets a handler."""
-    signal.signal(signal.SIGTERM, lambda *_: _TERMINATED.set())
-
-
-class _Backend(_TorchBackend):
-    """Ray's process group, and a note of SIGTERM in each worker."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_note_sigterm)
-        super().on_start(worker_group, backend_config)
-
-
-@dataclass
-class _GroupConfig(ray.train.torch.TorchConfig):
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        return _Backend
 
 
 class AbortableTrainer(ray.train.torch.TorchTrainer):
@@ -328,13 +252,16 @@ class Training:
 
 def _trainer(config: RunConfig, output: Path) -> AbortableTrainer:
     workers = config.workers
+    values = config.model_dump(mode="json")
+    if storage.uri_of(config.model.path):
+        values["model"]["path"] = storage.shared(config.model.path)
     resources = {"CPU": workers.cpus_per_worker} | ({"GPU": 1} if workers.gpu else {})
     # Longer than the stall watch takes to name the rank that the others wait for.
     timeout = int(1.5 * workers.stall_seconds) + 10 if workers.stall_seconds else 10**6
     return AbortableTrainer(
-        _worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "output": str(output), "started_in": os.getcwd()},
-        torch_config=_GroupConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=timeout),
+        work,
+        train_loop_config={"config": values, "output": storage.shared(output), "started_in": os.getcwd()},
+        torch_config=GroupConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=timeout),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.count if workers.minimum is None else (workers.minimum, workers.count),
             use_gpu=workers.gpu,

@@ -3,7 +3,8 @@
     CHECKPOINTS/step-00012/rank-00000-of-00002.safetensors ...   written aside by each rank, then renamed
     CHECKPOINTS/step-00012/manifest.json                         size and SHA-256 of every file; written last, by rank 0
 
-A folder without a manifest does not count. One whose files are gone, cut short or altered is passed over, with the
+A folder without a manifest does not count. In an object store each rank brings its own files there before rank 0 does
+the manifest. One whose files are gone, cut short or altered is passed over, with the
 reason said, for the newest that is whole. What is in the files is the caller's (`zero/checkpoint.py`).
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from unlearn_core import storage
 from unlearn_core.errors import StorageError, UserError, storage_problem
 from unlearn_core.layout_config import RetentionConfig
 from unlearn_core.publish import write_json
@@ -54,9 +56,11 @@ class Checkpoints:
             UserError: `retention.best_by` is no metric of the run.
         """
         final = self.folder / _name(metrics["step"])
-        self._together(self._prepare if self.rank == 0 else _nothing, final)
+        self._together(self._prepare if self._clears else _nothing, final)
         entries = self._together(self._write, final, fill)
-        self._together(self._finish if self.rank == 0 else _nothing, final, metrics, entries)
+        kept = self._together(self._finish if self.rank == 0 else _nothing, final, metrics, entries)[0]
+        if self._clears and self.rank != 0:
+            drop_all_but(self.folder, kept)
 
     def newest_whole(self) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from, every file of it read and compared with its SHA-256.
@@ -79,33 +83,45 @@ class Checkpoints:
 
     # -- one rank's part ---------------------------------------------------------------------------------------------
 
+    @property
+    def _clears(self) -> bool:
+        """Whether this rank clears old files away: on a disk that all share one does, on mirrors each of its own."""
+        return self.rank == 0 or storage.uri_of(self.folder) is not None
+
     def _prepare(self, final: Path) -> None:
         shutil.rmtree(final, ignore_errors=True)  # of a run that was cut here, perhaps by another number of workers
         for leftover in self.folder.glob(".*.part"):
             shutil.rmtree(leftover, ignore_errors=True)
-        final.mkdir(parents=True)
+        if self.rank == 0:
+            storage.remove(final)
+        final.mkdir(parents=True, exist_ok=True)
 
     def _write(self, final: Path, fill: Callable[[Path], None]) -> dict[str, dict[str, Any]]:
         aside = self.folder / f".{final.name}-rank-{self.rank:05d}.part"
         try:
             aside.mkdir(parents=True)
+            final.mkdir(exist_ok=True)
             fill(aside)
             entries = {}
             for path in sorted(aside.iterdir()):
                 entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
                 _sync(path)
                 os.replace(path, final / path.name)
+            storage.push(final)
             return entries
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _finish(self, final: Path, metrics: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    def _finish(self, final: Path, metrics: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> set[str]:
         files = {name: entry for part in entries for name, entry in part.items()}
         about = {"step": metrics["step"], "metrics": dict(metrics), "world_size": self.world_size, "files": files}
         write_json(final / MANIFEST, about)
+        storage.push(final)
         manifests = _manifests(self.folder)
         last = sorted(manifests, key=_step, reverse=True)[: self.retention.last]
-        drop_all_but(self.folder, {*last, *self._best(manifests)})
+        kept = {*last, *self._best(manifests)}
+        drop_all_but(self.folder, kept)
+        return kept
 
     def _best(self, manifests: Mapping[str, Mapping[str, Any]]) -> set[str]:
         rule = self.retention
@@ -124,10 +140,12 @@ class Checkpoints:
 
     def _published(self) -> list[str]:
         """Names of folders with a manifest, newest first; half-written ones are cleared away."""
+        storage.refresh(self.folder, small_only=True)
         if not self.folder.is_dir():
             return []
         for path in self.folder.glob("step-*"):
             if not (path / MANIFEST).is_file():
+                storage.remove(path)
                 shutil.rmtree(path, ignore_errors=True)
         for leftover in self.folder.glob(".*.part"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -136,8 +154,11 @@ class Checkpoints:
     def _check(self, folder: Path) -> str:
         """What is wrong with this rank's share of a checkpoint's files; "" for nothing."""
         try:
+            storage.fetch(folder)
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             files = sorted(manifest["files"].items())
+        except UserError as error:
+            return str(error)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             return f"{MANIFEST} cannot be read ({error})"
         for name, entry in files[self.rank :: self.world_size]:
@@ -188,6 +209,7 @@ def drop_all_but(folder: Path, kept: set[str]) -> None:
         if path.name not in kept:
             with suppress(FileNotFoundError):
                 (path / MANIFEST).unlink()
+            storage.remove(path)
             shutil.rmtree(path, ignore_errors=True)
 
 

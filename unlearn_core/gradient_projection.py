@@ -30,6 +30,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unlearn_core import storage
 from unlearn_core.data.tokenization import Batch, Example, collate
 from unlearn_core.errors import UserError
 from unlearn_core.method import ProjectionRule
@@ -325,9 +326,13 @@ def projection_for(
             aside = path.with_suffix(".part")
             save_file(projection.state(), aside)
             aside.replace(path)
+            storage.push(path)
         if dist.is_initialized():
             dist.barrier()
-    elif path.is_file():
+        projection.install()
+        return projection
+    storage.refresh(path)
+    if path.is_file():
         projection.load_state(load_file(path))
     else:
         raise UserError(f"{path} is gone; a resumed run needs its projection. Start again in another --output.")

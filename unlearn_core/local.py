@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from unlearn_core.checkpoints import Checkpoints
-from unlearn_core.events import note_event
+from unlearn_core.events import WORKER_EVENTS, note_event
 from unlearn_core.layout_config import RetentionConfig
 from unlearn_core.loop import CHECKPOINTS, StopReason
 
@@ -49,7 +49,7 @@ class LocalContext:
     def say(self, kind: str, text: str) -> None:
         """Note what the user should know, in OUTPUT/events.jsonl."""
         if self.rank == 0:
-            note_event(self.output, kind, text)
+            note_event(self.output, kind, text, WORKER_EVENTS)
 
     def stop_reason(self) -> StopReason:
         """Nobody asks a plain process to stop but by ending it."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from unlearn_core import storage
 from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
@@ -210,6 +211,7 @@ def _export(config: RunConfig, context: Context, engine: "ZeroEngine", tokenizer
 
     try:
         publish_folder(final, fill, {"step": step, "method": config.method.name, "run": config.name})
+        storage.push(final)
     except Exception as error:
         problem = storage_problem(error, final.parent)
         raise (StorageError(problem) if problem else error) from error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from unlearn_core import storage
 from unlearn_core.data.tokenization import Example, collate
 from unlearn_core.errors import UserError
 from unlearn_core.objectives.likelihood import label_rows, row_log_probs
@@ -66,6 +67,7 @@ def save_references(path: Path, references: References) -> None:
         nested.setdefault(name, {})[item_id] = value
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, nested)
+    storage.push(path)
 
 
 def load_references(path: Path) -> References:
@@ -74,6 +76,7 @@ def load_references(path: Path) -> References:
     Raises:
         UserError: the file is gone or damaged; without it a resumed run would compare with another model.
     """
+    storage.refresh(path)
     try:
         nested = json.loads(path.read_text(encoding="utf-8"))
         return {(name, item_id): value for name, rows in nested.items() for item_id, value in rows.items()}
