@@ -3,7 +3,8 @@
     OUTPUT/owner.json      host, process and what it does; its modification time is the owner's sign of life
 
 On its own machine an owner is gone when its process is. On another, when the file has not been renewed for a minute, by
-the clock of the file system that both write to (in an object store, by the clocks of the two machines). What a killed owner leaves behind is taken over without a word.
+the clock of the file system that both write to (in an object store, by the clocks of the two machines). What a killed
+owner leaves behind is taken over without a word.
 """
 
 import json
@@ -100,7 +101,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _lives(path: Path, owner: dict[str, Any]) -> bool:
     if owner.get("host") == socket.gethostname():
         try:
-            return psutil.Process(owner["pid"]).create_time() == owner["started"]
+            process = psutil.Process(owner["pid"])
+            return process.create_time() == owner["started"] and process.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, KeyError):
             return False
     if storage.uri_of(path) is not None:  # no clock is common to all who write there
