@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint audit clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,11 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+# Known vulnerabilities of the pins; exit code 2 of the script means that the advisory service did not answer.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	$(PYTHON) .ci/audit .venv-audit/bin/pip-audit
 
 clean:
 	rm -rf outputs .pytest_cache .ruff_cache

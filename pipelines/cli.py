@@ -318,6 +318,7 @@ def _load(kind: Any, recipe: str, pairs: list[str] | None, extra: dict[str, Any]
 
 def main() -> None:
     """Entry point of the `unlearn` command."""
+    os.umask(0o077)  # models and records of private texts: what is made here is for its maker's eyes
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

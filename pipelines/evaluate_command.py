@@ -193,6 +193,7 @@ def evaluate(
         return
     if output is None or not (runs or target or reference):
         raise UserError("Give --output and at least one run folder, --target or --reference; or --from-log FILE.")
+    from pipelines.claim import claimed
     from pipelines.evaluate import EvaluationConfig, LmEvalTasks
     from pipelines.evaluate import evaluate as run_evaluate
     from pipelines.suites import build_suite
@@ -226,9 +227,10 @@ def evaluate(
         tasks = LmEvalTasks(tuple(lm_eval), lm_eval_limit, lm_eval_shots, folder)
     for note in suite.notes:
         out.print(f"note: {note}", highlight=False)
-    table = run_evaluate(
-        points, suite, output, settings, actors=actors, use_gpu=gpu, lm_eval=tasks, console=out
-    )  # fmt: skip
+    with claimed(output, "unlearn evaluate"):
+        table = run_evaluate(
+            points, suite, output, settings, actors=actors, use_gpu=gpu, lm_eval=tasks, console=out
+        )  # fmt: skip
     print_headline(table, (*suite.headline, *(name for name in table.columns if name.startswith("lm_eval/"))), out)
     print_missing(output, out)
     if suite.name == "muse":

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from pipelines.claim import OWNER
 from pipelines.model_points import ModelPoint, absolute, identity
 from pipelines.model_scoring import ScoringPlan
 from pipelines.ray_session import start_ray
@@ -296,7 +297,7 @@ def _refuse_another(output: Path, fingerprint: str) -> None:
                 f"{output} holds the search '{earlier.get('name')}' with other settings. Choose another --output, or "
                 "delete that folder. Only budget, keep, at_once, densify and reruns may change."
             )
-    elif output.exists() and any(child.name != "baseline" for child in output.iterdir()):
+    elif output.exists() and any(child.name not in ("baseline", OWNER) for child in output.iterdir()):
         raise UserError(f"{output} is not empty and holds no search; choose another --output.")
 
 

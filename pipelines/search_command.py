@@ -47,6 +47,7 @@ def search(
     ] = None,
 ) -> None:
     """Search hyper-parameters: every scored step of every trial is a point of the trade-off."""
+    from pipelines.claim import claimed
     from pipelines.runs import recipe_path
     from pipelines.search import search as run_search
     from pipelines.search_config import SearchConfig
@@ -64,7 +65,8 @@ def search(
     config = load_config(SearchConfig, recipe_path(recipe), parse_overrides(set_ or []) | given)
     star = one_star("target", target)
     assert star is not None
-    summary = run_search(config, star, one_star("reference", reference), output, out)
+    with claimed(output, f"unlearn search {config.name}"):
+        summary = run_search(config, star, one_star("reference", reference), output, out)
     out.print(
         f"hypervolume {summary['hypervolume']:.4f} of {len(summary['front'])} non-dominated points; "
         f"{summary['points']} points of {sum(summary['trials'].values())} trials, {summary['steps_spent']} steps\n"

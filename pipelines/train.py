@@ -30,6 +30,7 @@ from ray.train.v2._internal.execution.controller.controller import TrainControll
 from rich.console import Console
 
 from pipelines.claim import claimed
+from pipelines.disk_need import check_disk
 from pipelines.progress import follow_run
 from pipelines.ray_session import start_ray
 from pipelines.run_record import RUN, earlier_outcome, ending_of, record_of
@@ -80,6 +81,7 @@ def train(
     if earlier is not None:
         return earlier
     preflight(config)
+    check_disk(config, output)
     start_ray()
     _check_resources(config)
     with claimed(output, f"unlearn train {config.name}"):

@@ -38,6 +38,7 @@ def work(arguments: dict[str, Any]) -> None:
         arguments: `config` (the run, as plain values), `output` (its folder, or the URI of one in an object store) and
             `started_in` (what relative paths are meant from).
     """
+    os.umask(0o077)  # as the driver's
     # Ray Train moves workers to a folder of their own; relative paths are meant from where the run was started.
     with suppress(OSError):  # a node that lacks the folder still reads absolute paths
         os.chdir(arguments["started_in"])

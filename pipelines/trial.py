@@ -164,7 +164,7 @@ class _TrialContext(LocalContext):
     """Scores and reports after each checkpoint; the loop exports before it saves one."""
 
     def __init__(self, scored: _Exports):
-        super().__init__(scored.assignment.folder)
+        super().__init__(scored.assignment.folder, retention=scored.config.checkpoints)
         self._scored = scored
 
     def checkpoint(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
