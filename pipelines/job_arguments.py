@@ -108,7 +108,7 @@ def forwarded(names: list[str], environment: dict[str, str]) -> dict[str, str]:
         UserError: a name that is not set, or that looks like a secret's.
     """
     for name in names:
-        if _SECRET.search(name.upper()):
+        if looks_secret(name):
             raise UserError(
                 f"--env {name} looks like a secret. A job's environment is part of its metadata, and everybody who "
                 f"sees the dashboard sees it. Set {name} on the nodes instead, before Ray starts there."
@@ -119,6 +119,11 @@ def forwarded(names: list[str], environment: dict[str, str]) -> dict[str, str]:
             hint = " Give the name alone; the value is taken from here." if "=" in name else ""
             raise UserError(f"--env {name}: no such environment variable is set here.{hint}")
     return {name: environment[name] for name in names}
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name is likely to hold a secret."""
+    return _SECRET.search(name.upper()) is not None
 
 
 def _parser(command: list[str]) -> tuple[Any, list[str]]:

@@ -24,11 +24,7 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     # It warns that token authentication is on, which is what we want.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address.startswith("127."):  # else Ray looks for it at the machine's network address
-        os.environ.setdefault(_CLUSTER_SWITCH, "0")
-        ray_constants.ENABLE_RAY_CLUSTER = False
-    if address:
+    if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
     # Off, a local cluster listens on 127.0.0.1 only; on (Linux's default), on the machine's network address. Ray reads

@@ -160,7 +160,7 @@ def _follow(client: Any, job: str) -> None:
     _say(err, f"job {job}: {str(found.status).lower()}")
     if str(found.status) != "SUCCEEDED":
         if found.message:
-            _say(err, found.message.strip().splitlines()[0])  # the rest of it is the log again
+            _say(err, found.message.partition(", last available logs")[0].strip())  # the log is above
         raise typer.Exit(1)
 
 

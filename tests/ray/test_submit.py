@@ -66,8 +66,6 @@ def unlearn(tmp_path_factory):
     temporary = tempfile.mkdtemp(prefix="ur-")  # Ray's sockets lie below it, and their paths must be short
     call = CommandLine(tmp_path_factory.mktemp("home") / "unlearn", temporary, tmp_path_factory.mktemp("elsewhere"))
     (call.folder / "mine.yaml").write_text("# my run\nname: mine\nsteps: [\n")
-    (call.folder / "pipelines").mkdir()  # must not be taken for ours, neither here nor in a job
-    (call.folder / "pipelines" / "__init__.py").write_text("raise RuntimeError('the wrong package')")
     port, dashboard = free_ports(2)
     try:
         # In the user's own environment Ray may be told of another cluster.
@@ -106,17 +104,23 @@ def test_a_second_start_is_an_error(unlearn):
 
 
 def test_a_job_from_another_folder_shows_its_log_and_succeeds(unlearn):
-    code, shown, told = unlearn("submit", "recipes", "demo-ngdiff")
+    shadow = unlearn.folder / "shadowed" / "pipelines" / "__init__.py"  # must not be taken for ours, here nor there
+    shadow.parent.mkdir(parents=True)
+    shadow.write_text("raise RuntimeError('the wrong package')")
+    (unlearn.folder / "shadowed" / "mine.yaml").touch()
+    code, shown, told = CommandLine(unlearn.home, unlearn.environment["RAY_TMPDIR"], shadow.parents[1])(
+        "submit", "recipes", "demo-ngdiff"
+    )
     assert code == 0, told
     assert (ROOT / "pipelines" / "recipes" / "demo-ngdiff.yaml").read_text() in shown
     assert "packed 1 files" in told and "succeeded" in told
 
 
 def test_a_failing_job_fails_and_says_why(unlearn):
-    code, shown, told = unlearn("submit", "train", "mine.yaml", "-o", "out")
+    code, shown, told = unlearn("submit", "logs", "import", "run=mine.yaml", "-o", "out")
     assert code == 1
     assert f"out -> {unlearn.folder}/out: must be reachable there" in told
-    assert "Cannot read the config mine.yaml" in shown or "mine.yaml" in shown.split("pipelines.cli")[2]
+    assert "mine.yaml" in shown.splitlines()[-1] and "No such file" not in shown  # it was there, and is no log
     assert "failed" in told and "exit code 2" in told
 
 
@@ -138,29 +142,26 @@ def test_two_at_once_and_the_jobs_commands(unlearn):
     assert code == 2 and "A job named first exists" in told
     assert "succeeded" in unlearn("jobs", "status", "first")[1]
     assert "tofu-ngdiff" in unlearn("jobs", "logs", "first")[1]
-    for command in ("status", "logs", "stop"):
-        code, _, told = unlearn("jobs", command, "nobody")
-        assert code == 2 and "unlearn jobs list" in told
+    code, _, told = unlearn("jobs", "logs", "nobody")
+    assert code == 2 and "No job 'nobody'" in told and "unlearn jobs list" in told
 
 
 def test_a_job_goes_on_without_its_watcher_and_is_stopped(unlearn):
-    watched = ["watch", str(unlearn.folder / "no-run-yet"), "-o", "scores"]
-    run = unlearn.folder / "no-run-yet"
-    run.mkdir()
-    (run / "run.json").write_text(json.dumps({"run": "r", "status": "running"}))
-    code, shown, _ = unlearn("submit", "--no-wait", "--job-name", "long", *watched)
+    waits = ["watch", "no-run-yet", "--benchmark", "synthetic:tiny", "-o", "scores"]  # for a run that never comes
+    code, shown, told = unlearn("submit", "--no-wait", "--job-name", "long", *waits)
     assert (code, shown) == (0, "long\n")
+    assert f"no-run-yet -> {unlearn.folder}/no-run-yet: must be reachable" in told
 
     follower = unlearn.start("jobs", "logs", "long", "--follow")
-    assert "Runtime env" in follower.stdout.readline() or follower.poll() is None
+    assert follower.stdout.readline()
     follower.send_signal(signal.SIGINT)
     _, told = follower.communicate(timeout=30)
-    status = json.loads(unlearn("jobs", "status", "long", "--json")[1])
-    if status["status"] == "running":
-        assert follower.returncode == 130
-        assert "Job long goes on" in told and "unlearn jobs stop long" in told
-        code, shown, _ = unlearn("jobs", "stop", "long")
-        assert code == 0 and "stopped" in shown
+    assert follower.returncode == 130
+    assert "Job long goes on" in told and "unlearn jobs stop long" in told
+
+    assert json.loads(unlearn("jobs", "status", "long", "--json")[1])["status"] == "running"
+    code, shown, _ = unlearn("jobs", "stop", "long")
+    assert code == 0 and "stopped" in shown
     assert "ended already" in unlearn("jobs", "stop", "long")[1]
 
 
@@ -182,15 +183,12 @@ def test_without_the_token_nobody_gets_in(unlearn):
 def test_stop_leaves_no_process(unlearn):
     cluster = unlearn.cluster()
     before = processes(cluster)
-    others = {process.pid for process in psutil.process_iter(["name"]) if process.info["name"] == "gcs_server"}
-    others -= {process.pid for process in before}
     assert unlearn("cluster", "status")[0] == 0
     start = time.monotonic()
     code, shown, _ = unlearn("cluster", "stop")
     assert code == 0 and "Stopped" in shown and time.monotonic() - start < local_cluster.STOP_SECONDS
     assert not [process for process in before if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert processes(cluster) == []
-    assert all(psutil.pid_exists(pid) for pid in others)  # other people's heads live
     assert unlearn("cluster", "status")[0] == 1
     code, _, told = unlearn("submit", "recipes")
     assert code == 2 and "No cluster is known" in told
