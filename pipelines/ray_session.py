@@ -24,6 +24,10 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     # It warns that token authentication is on, which is what we want.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    if os.environ.get("RAY_ADDRESS", "").startswith(("127.", "localhost")):
+        # Without this Ray takes the machine's network address for its own, at which such a head does not listen.
+        if os.environ.setdefault(_CLUSTER_SWITCH, "0") == "0":
+            ray_constants.ENABLE_RAY_CLUSTER = False
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
