@@ -55,10 +55,7 @@ __all__ = [
     "uri_of",
 ]
 
-MARKERS = (
-    *(MARKER, "manifest.json", "archive.json", "outcome.json", "summary.json"),
-    *("evaluation.json", "run.json"),
-)
+MARKERS = (MARKER, "manifest.json", "archive.json", "outcome.json", "summary.json", "evaluation.json", "run.json")
 """Files that say that others are whole, in the order in which they are uploaded, after all others."""
 
 SMALL = 16 << 20
@@ -220,11 +217,8 @@ def shared(path: str | Path) -> str:
     Raises:
         UserError: as `push`.
     """
-    uri = uri_of(path)
-    if uri is None:
-        return str(Path(path).expanduser().resolve())
     push(path)
-    return uri
+    return uri_of(path) or str(Path(path).expanduser().resolve())
 
 
 def sha256_of(path: str | Path) -> str:
