@@ -24,17 +24,16 @@ def start_ray(num_cpus: int | None = None) -> None:
         return
     # It warns that token authentication is on, which is what we want.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    if os.environ.get("RAY_ADDRESS", "").startswith(("127.", "localhost")):
-        # Without this Ray takes the machine's network address for its own, at which such a head does not listen.
-        if os.environ.setdefault(_CLUSTER_SWITCH, "0") == "0":
-            ray_constants.ENABLE_RAY_CLUSTER = False
-    if os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS", "")
+    # Off, a local cluster listens on 127.0.0.1 only; on (Linux's default), on the machine's network address, which is
+    # also where Ray would look for a head that listens on the loopback. Ray reads the variable when it is imported,
+    # which may have been before this: hence the constant too (Ray 2.60, tested).
+    loopback = not address or address.startswith(("127.", "localhost"))
+    if loopback and os.environ.setdefault(_CLUSTER_SWITCH, "0") == "0":
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    if address:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
         return
-    # Off, a local cluster listens on 127.0.0.1 only; on (Linux's default), on the machine's network address. Ray reads
-    # the variable when it is imported, which may have been before this: hence the constant too (Ray 2.60, tested).
-    if os.environ.setdefault(_CLUSTER_SWITCH, "0") == "0":
-        ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(
         address="local",
         num_cpus=num_cpus,
