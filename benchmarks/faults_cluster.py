@@ -1,5 +1,6 @@
 """Rows of `benchmarks.faults`: what may happen to the cluster under a run, and to an evaluation on it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -55,11 +56,22 @@ def node_removed(work: Workspace) -> Row:
             moment = Moment(command.output)
             cluster.remove_node(workers[1], allow_graceful=False)
             moment.until_further(command)
+            alone = wait_for(lambda: 1 in checkpoint_writers(command.output), command)
             row = work.ended_equal("node removed, workers.minimum=1", command, moment)
-            one = any((command.output / "checkpoints").parent.glob("outcome.json"))
-            return Row(row.fault, row.happened, row.passed and one, row.recovery, row.lost, row.result)
+            return Row(
+                row.fault, f"{row.happened}; on one worker", row.passed and alone, row.recovery, row.lost, row.result
+            )
         finally:
             command.end()
+
+
+def checkpoint_writers(output: Path) -> set[int]:
+    """How many workers wrote the checkpoints that lie there."""
+    found = set()
+    for path in (output / "checkpoints").glob("step-*/manifest.json"):
+        with suppress(OSError, ValueError):
+            found.add(json.loads(path.read_text(encoding="utf-8"))["world_size"])
+    return found
 
 
 @contextmanager
