@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from benchmarks.faults_run import Command, Moment, Row, Workspace, newest_checkpoint, steps_done, wait_for
+from benchmarks.faults_run import Command, Moment, Row, Workspace, steps_done, wait_for
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def head_restarted(work: Workspace) -> Row:
     with ray_head(port, work.folder) as head:
         command = work.train("head-restarted", env)
         wait_for(lambda: steps_done(command.output) >= 25, command)
-        lost = steps_done(command.output) - newest_checkpoint(command.output)
+        moment = Moment(command.output)
         kill_family(head.pid)
         started = time.monotonic()
         code = command.wait(120)
@@ -124,12 +124,11 @@ def head_restarted(work: Workspace) -> Row:
     if code in (0, 124):
         return Row("head restart", f"the command ended with {code}", False, result=command.said()[-300:])
     with ray_head(port, work.folder):
-        started, again = time.monotonic(), work.train("head-restarted", env, again=True)
-        wait_for(lambda: steps_done(again.output) > 30, again)
-        recovery = time.monotonic() - started
+        again = work.train("head-restarted", env, again=True)
+        moment.until_further(again)
         row = work.ended_equal("head restart", again)
     told = f"the command ended with exit code {code} after {gone:.0f} s; on a new head the same command went on"
-    return Row(row.fault, told, row.passed, recovery, lost, row.result)
+    return Row(row.fault, told, row.passed, moment.recovery, moment.lost, row.result)
 
 
 def evaluate(work: Workspace, run: Path, name: str, env: dict[str, str] | None = None) -> Command:

@@ -109,13 +109,12 @@ def driver_killed(work: Workspace) -> Row:
     wait_for(lambda: steps_done(command.output) >= 25, command)
     # Ray's two agents (no CPUs, no memory to speak of) outlive their cluster; whatever works must not.
     family = [process for name in ("ray::RayTrain", "raylet", "gcs_server") for process in command.children(name)]
-    lost = steps_done(command.output) - newest_checkpoint(command.output)
     command.process.kill()
+    moment = Moment(command.output)
     command.process.wait()
     wait_for(lambda: not any(process.is_running() and process.status() != "zombie" for process in family), None, 60)
-    started, again = time.monotonic(), work.train("driver-killed", again=True)
-    wait_for(lambda: steps_done(command.output) > 30, again)
-    recovery = time.monotonic() - started
+    again = work.train("driver-killed", again=True)
+    moment.until_further(again)
     row = work.ended_equal("driver SIGKILL", again)
     return Row(
         row.fault, "its cluster ended by itself; the same command went on", row.passed, recovery, lost, row.result

@@ -146,6 +146,8 @@ def _what_happened(error: Any, output: Path) -> str:
     rank, first = failures[0] if failures else ("?", error)
     if isinstance(first, WorkerHealthCheckFailedError):
         return f"rank {rank} does not answer: its process or node is gone"
+    if "connection" in str(first).lower():
+        return f"rank {rank} lost another rank: that one's process or node is gone"
     said = str(first).strip().splitlines()
     return f"rank {rank} failed: {type(first).__name__}: {said[0] if said else ''}"
 
