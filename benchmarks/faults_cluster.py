@@ -78,6 +78,7 @@ def checkpoint_writers(output: Path) -> set[int]:
 def ray_head(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A Ray head of two CPUs in a process group of its own, on the loopback address."""
     env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["RAY_AUTH_MODE"] = "disabled"  # as `unlearn cluster start` does on the loopback
     ray = Path(sys.executable).with_name("ray")
     arguments = ["start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=2"]
     with open(folder / "head.log", "ab") as log:
@@ -112,7 +113,7 @@ def _answers(port: int) -> bool:
 def head_restarted(work: Workspace) -> Row:
     """The head dies with all that ran under it; a new head, the same command."""
     port = 6390
-    env = {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    env = {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
     with ray_head(port, work.folder) as head:
         command = work.train("head-restarted", env)
         wait_for(lambda: steps_done(command.output) >= 25, command)

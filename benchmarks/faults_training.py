@@ -117,7 +117,12 @@ def driver_killed(work: Workspace) -> Row:
     moment.until_further(again)
     row = work.ended_equal("driver SIGKILL", again)
     return Row(
-        row.fault, "its cluster ended by itself; the same command went on", row.passed, recovery, lost, row.result
+        row.fault,
+        "its cluster ended by itself; the same command went on",
+        row.passed,
+        moment.recovery,
+        moment.lost,
+        row.result,
     )
 
 
