@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import faults_cluster, faults_training
-from benchmarks.faults_light import light_rows, no_network
+from benchmarks.faults_light import light_rows, nan_in_one_rank, no_network
 from benchmarks.faults_run import Row, Workspace
 from unlearn_core.local import single_process_group
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 def run_rows(work: Workspace, only: str, light: bool, console: Console) -> list[Row]:
     """Rows in order; a row that cannot be carried out fails with the reason."""
-    heavy = () if light else (*faults_training.HEAVY, *faults_cluster.HEAVY, no_network)
+    heavy = () if light else (*faults_training.HEAVY, *faults_cluster.HEAVY, nan_in_one_rank, no_network)
     acts = {act.__name__: act for act in heavy} | light_rows()
     rows = []
     for name, act in acts.items():

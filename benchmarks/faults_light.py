@@ -3,10 +3,13 @@
 The training loop runs in this process, on one rank; `make test` runs these rows too.
 """
 
+import contextlib
 import json
 import os
 import resource
 import shutil
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.exactness import distance, norm
 from benchmarks.faults_run import BOUND, Row, Workspace, newest_checkpoint, step_lines
@@ -23,10 +27,11 @@ from unlearn_core.errors import StorageError, UserError
 from unlearn_core.events import read_events
 from unlearn_core.local import LocalContext
 from unlearn_core.loop import Outcome, model_folder, run
+from unlearn_core.publish import write_json
 
 STEPS, EVERY = 12, 3
 SMALL_DISK = "FAULTS_SMALL_DISK"
-"""Environment variable: a folder on a file system of a few MB, where a full disk is tried for real."""
+"""Environment variable: a folder on a file system of about 16 MB, where a full disk is tried for real."""
 
 
 class _Cut(Exception):
@@ -191,25 +196,69 @@ def nan_in_a_weight(work: Workspace) -> Row:
     return Row("NaN in a weight", "it was trained", False)
 
 
-def nan_in_a_batch(work: Workspace) -> Row:
-    """One micro-batch's loss is NaN at step 8: no optimizer step is taken with it, exports before it stay."""
+@contextmanager
+def poisoned(step: int, rank: int = 0) -> Iterator[None]:
+    """The loss of one micro-batch of a step, from 1, is NaN on this rank; two objectives of one micro-batch each."""
     from unlearn_core.zero.engine import ZeroEngine
 
     calls = 0
     whole = ZeroEngine._loss_sum
 
-    def poisoned(self, item, batch, index):  # type: ignore[no-untyped-def]
+    def loss_sum(self, item, batch, index):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
-        return whole(self, item, batch, index) * (float("nan") if calls == 2 * 7 + 1 else 1.0)
+        hit = self.rank == rank and calls == 2 * (step - 1) + 1
+        return whole(self, item, batch, index) * (float("nan") if hit else 1.0)
 
+    with patch.object(ZeroEngine, "_loss_sum", loss_sum):
+        yield
+
+
+def nan_in_a_batch(work: Workspace) -> Row:
+    """One micro-batch's loss is NaN at step 8: no optimizer step is taken with it, exports before it stay."""
     output = fresh(work, "nan-batch")
-    with patch.object(ZeroEngine, "_loss_sum", poisoned):
+    with poisoned(step=8):
         outcome = train_here(config_of(work), output)
     good = outcome is not None and outcome.status == "diverged" and outcome.step == 7
     kept = all(bool(torch.isfinite(t).all()) for t in load_file(model_folder(output, 6) / "model.safetensors").values())
     reason = "" if outcome is None else outcome.reason
     return Row("NaN in a batch", f"diverged, {len(step_lines(output))} steps in the log", good and kept, result=reason)
+
+
+def poisoned_rank(rank: int, world_size: int, config: RunConfig, output: Path) -> Outcome:
+    """One rank of a run of several whose rank 1 meets a NaN at step 3."""
+    with poisoned(step=3, rank=1):
+        return run(config, LocalContext(output, rank, world_size))
+
+
+def _poisoned_process(rank: int, port: int, config: RunConfig, output: Path) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    write_json(output / f"rank-{rank}.json", poisoned_rank(rank, 2, config, output).__dict__)
+
+
+def nan_in_one_rank(work: Workspace) -> Row:
+    """A NaN on one of two ranks: both end together, neither waits for the other."""
+    output = fresh(work, "nan-rank")
+    output.mkdir()
+    config = work.config(workers=2, steps=STEPS, checkpoint_every=EVERY, export_every=STEPS)
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = start_processes(_poisoned_process, args=(port, config, output), nprocs=2, join=False, start_method="spawn")
+    assert ranks is not None
+    end = time.monotonic() + 120
+    while not ranks.join(timeout=5):
+        if time.monotonic() > end:
+            for pid in ranks.pids():
+                os.kill(pid, signal.SIGKILL)
+            return Row("NaN in one rank only", "a rank hung", False)
+    told = [json.loads((output / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    good = all(one["status"] == "diverged" and one["step"] == 2 for one in told) and told[0] == told[1]
+    return Row("NaN in one rank only", "both ranks ended together before the step", good, result=told[0]["reason"])
 
 
 HOSTILE = {

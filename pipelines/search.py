@@ -26,7 +26,7 @@ from pipelines.ray_session import start_ray
 from pipelines.runs import recipe_path
 from pipelines.search_config import SearchConfig
 from pipelines.search_goal import goal_of, score_baseline
-from pipelines.search_resources import check_disk, trial_resources
+from pipelines.search_resources import check_disk, check_one_place, trial_resources
 from pipelines.search_summary import summarise
 from pipelines.search_watcher import SearchWatcher
 from pipelines.suites import longest_row, suite_arguments
@@ -100,6 +100,7 @@ def search(
     reference = None if reference is None else replace(reference, path=absolute(reference))
     ready = prepare(config, target, reference)
     start_ray()
+    check_one_place(output)
     resources = trial_resources(ready.run, ready.plan.gpu, config.at_once)
     disk = check_disk(output, target, ready.run, config.keep, resources.at_once)
     if console is not None:

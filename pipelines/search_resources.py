@@ -1,6 +1,7 @@
 """What a search needs before it starts: room on the cluster for a trial, room on disk for the weights it keeps."""
 
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pipelines.model_points import ModelPoint, weight_bytes
 from tune.search import Resources
 from unlearn_core.config import RunConfig
 from unlearn_core.errors import UserError
+from unlearn_core.storage_places import MIRROR_ROOT, uri_of
 
 SCORING_CPUS = 0.1
 """CPUs of the process that scores a multi-worker trial on a CPU: it works while its workers step."""
@@ -45,6 +47,21 @@ def trial_resources(config: RunConfig, score_on_gpu: bool, at_once: int | None) 
             "or workers.cpus_per_worker, or connect to a larger cluster (RAY_ADDRESS)."
         )
     return Resources(bundle, at_once or fit)
+
+
+def check_one_place(output: Path) -> None:
+    """A search's trials write to one folder: refuse an object store from several nodes, unless they share its mirror.
+
+    Raises:
+        UserError: the output lies in an object store and the cluster has more than one node.
+    """
+    uri = uri_of(output)
+    alive = sum(node["Alive"] for node in ray.nodes())
+    if uri is not None and alive > 1 and MIRROR_ROOT not in os.environ:
+        raise UserError(
+            f"'{uri}' is an object store and the cluster has {alive} nodes: the trials of a search write to one. "
+            f"Give a shared folder as --output, or set {MIRROR_ROOT} to one on every node."
+        )
 
 
 def check_disk(output: Path, target: ModelPoint, config: RunConfig, keep: int, at_once: int) -> str:

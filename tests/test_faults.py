@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.faults_light import light_rows, run_row
+from benchmarks.faults_light import light_rows, poisoned_rank, run_row
+from benchmarks.faults_run import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -18,3 +19,10 @@ def in_process(rank, world_size, name, folder):
 def test_row(name, one_rank, folder):
     (row,) = one_rank.run(in_process, name, folder)
     assert row.passed, row
+
+
+def test_nan_on_one_rank_ends_both_together(two_ranks, folder, tmp_path):
+    config = Workspace(folder).config(workers=2, steps=6, export_every=6)
+    outcomes = two_ranks.run(poisoned_rank, config, tmp_path)
+    assert outcomes[0] == outcomes[1]
+    assert (outcomes[0].status, outcomes[0].step) == ("diverged", 2)
