@@ -49,3 +49,8 @@ def test_killed_here_and_ended_elsewhere(bucket, two_ranks, taught, tmp_path, mo
     assert not list((mirror_folder(uri) / "checkpoints").glob("*"))
     assert not (mirror_folder(uri) / "owner.json").exists()
     assert f"in the store: {uri}" in second.said()
+    secret = bucket.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 10**7]
+    assert len(written) > 20
+    assert not [path for path in written if secret in path.read_bytes()]
+    assert not (mirror_folder(uri).stat().st_mode & 0o077)
