@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose name has this word")
     parser.add_argument("--light", action="store_true", help="no rows that start Ray")
+    parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder by default")
     arguments = parser.parse_args()
     console = Console()
@@ -36,7 +37,10 @@ def main() -> None:
         work = Workspace(arguments.folder or Path(temporary))
         with single_process_group():  # of the light rows, which train in this process
             rows = run_rows(work, arguments.only, arguments.light, console)
-    Console(width=max(console.width, 180)).print(table(rows))
+    if arguments.markdown:
+        print(markdown(rows))
+    else:
+        Console(width=max(console.width, 180)).print(table(rows))
     failed = [row.fault for row in rows if not row.passed]
     console.print(f"{len(rows) - len(failed)} of {len(rows)} rows pass" + (f"; failed: {failed}" if failed else ""))
     sys.exit(1 if failed or not rows else 0)
@@ -75,6 +79,17 @@ def table(rows: list[Row]) -> Table:
             "ok" if row.passed else "FAILED",
         )
     return found
+
+
+def markdown(rows: list[Row]) -> str:
+    """The same for a notebook."""
+    lines = ["| fault | what happened | recovery s | steps lost | result | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        recovery = "" if row.recovery is None else f"{row.recovery:.1f}"
+        lost = "" if row.lost is None else str(row.lost)
+        cells = (row.fault, row.happened, recovery, lost, row.result, "ok" if row.passed else "FAILED")
+        lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
