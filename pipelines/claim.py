@@ -32,7 +32,7 @@ GONE_SECONDS = 60.0
 
 @contextmanager
 def claimed(output: Path, what: str) -> Iterator[None]:
-    """Hold `output` while entered; makes the folder, readable by its owner alone.
+    """Hold `output` while entered; makes the folder, readable by its owner alone, and removes it if nothing came of it.
 
     Args:
         output: folder to write to, which may be the mirror of one in an object store.
@@ -44,9 +44,9 @@ def claimed(output: Path, what: str) -> Iterator[None]:
     """
     mine = {"host": socket.gethostname(), **_this_process(), "what": what, "token": uuid.uuid4().hex}
     path = output / OWNER
+    made = not output.is_dir()
     try:
-        if not output.is_dir():
-            output.mkdir(parents=True, mode=0o700)
+        output.mkdir(parents=True, mode=0o700, exist_ok=True)
         storage.refresh(path)
         if not _create(path, mine):
             other = _read(path)
@@ -73,6 +73,9 @@ def claimed(output: Path, what: str) -> Iterator[None]:
         if _read(path).get("token") == mine["token"]:
             path.unlink(missing_ok=True)
             storage.push(path)
+        if made:
+            with suppress(OSError):  # not empty: what was written stays
+                output.rmdir()
 
 
 def _create(path: Path, mine: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,20 +154,22 @@ def test_a_command_without_arguments_says_what_is_missing(unlearn):
 
 def test_workers_read_relative_paths_from_where_the_run_was_started(monkeypatch, tmp_path):
     from pipelines import train as stage
+    from pipelines import train_worker
 
     here, elsewhere, seen = tmp_path / "here", tmp_path / "elsewhere", []
     here.mkdir()
     elsewhere.mkdir()
     config = load_config(RunConfig, recipes()["own-files"], {"model.path": "model"})
     monkeypatch.setattr(stage, "AbortableTrainer", lambda _, train_loop_config, **__: train_loop_config)
-    monkeypatch.setattr(stage, "RayContext", lambda output, _: SimpleNamespace(rank=1, output=output))
-    monkeypatch.setattr(stage, "run", lambda *_: seen.append(Path.cwd()))
+    monkeypatch.setattr(train_worker, "RayContext", lambda output, _: SimpleNamespace(rank=1, output=output))
+    monkeypatch.setattr(train_worker, "_taken_to_the_store", lambda _: nullcontext())
+    monkeypatch.setattr(train_worker, "run", lambda *_: seen.append(Path.cwd()))
     monkeypatch.chdir(here)
     arguments = stage._trainer(config, tmp_path / "out")
     monkeypatch.chdir(elsewhere)
-    stage._worker(arguments)
+    train_worker.work(arguments)
     assert seen == [here]
-    stage._worker(arguments | {"started_in": "/no/such/folder"})  # a node without it reads absolute paths
+    train_worker.work(arguments | {"started_in": "/no/such/folder"})  # a node without it reads absolute paths
 
 
 def test_a_diverged_run_has_an_exit_code_of_its_own(unlearn, monkeypatch, tmp_path):

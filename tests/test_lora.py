@@ -61,7 +61,7 @@ def test_every_stage_exports_the_same_merged_model(case, two_ranks, one_rank, ta
 
 
 def test_the_optimizer_holds_adapters_alone(one_rank, taught, tmp_path):
-    one_rank.run(train, small_run(taught, 1, 2, 2, steps=2, checkpoint_every=1, **LORA), tmp_path)
+    one_rank.run(train, small_run(taught, 1, 2, 2, steps=2, checkpoint_every=1, checkpoints__last=1, **LORA), tmp_path)
     (path,) = (tmp_path / "checkpoints").glob("*/rank-*.safetensors")
     adapters = 2 * 4 * (4 * (64 + 64) + 2 * (64 + 128) + (128 + 64))  # layers x rank x (in + out) of 7 projections
     assert path.stat().st_size < 1.2 * 12 * adapters + 20_000  # master and two moments in fp32
@@ -122,7 +122,7 @@ def test_dropout_is_off():
 
 
 def test_8_bit_adamw_keeps_one_byte_a_moment(one_rank, taught, tmp_path):
-    config = small_run(taught, 1, 2, 2, steps=2, checkpoint_every=1, optimizer__name="adamw_8bit")
+    config = small_run(taught, 1, 2, 2, steps=2, checkpoint_every=1, checkpoints__last=1, optimizer__name="adamw_8bit")
     one_rank.run(train, config, tmp_path)
     from safetensors.torch import load_file
 

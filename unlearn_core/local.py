@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from unlearn_core import storage
 from unlearn_core.checkpoints import Checkpoints
 from unlearn_core.events import WORKER_EVENTS, note_event
 from unlearn_core.layout_config import RetentionConfig
-from unlearn_core.loop import CHECKPOINTS, StopReason
+from unlearn_core.loop import CHECKPOINTS, METRICS, StopReason
 
 
 class LocalContext:
@@ -44,6 +45,8 @@ class LocalContext:
 
     def checkpoint(self, metrics: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Whole or not at all."""
+        if self.rank == 0:
+            storage.push(self.output / METRICS)  # whoever goes on from the checkpoint finds the log up to it
         self.checkpoints.save(metrics, write)
 
     def say(self, kind: str, text: str) -> None:
