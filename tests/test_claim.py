@@ -35,8 +35,11 @@ def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path):
         message = f"being written by another run: unlearn train a, process {os.getpid()} on {socket.gethostname()}"
         with pytest.raises(UserError, match=message), claimed(tmp_path / "out", "unlearn train b"):
             raise AssertionError("two at once")
-    assert not (tmp_path / "out" / OWNER).exists()
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "out").exists()  # nothing came of it
+    with claimed(tmp_path / "out", "unlearn train a"):
+        (tmp_path / "out" / "result").write_text("")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result"]
 
 
 @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"started": 1.0}, {"host": "elsewhere", "renewed": 1.0}])

@@ -24,7 +24,7 @@ def small_run(model: Path, workers: int, accumulation: int = 1, stage: int = 2, 
 
 def train(rank: int, world_size: int, config: RunConfig, output: Path) -> Outcome:
     """A job for the ranks: the loop in plain processes."""
-    return run(config, LocalContext(output, rank, world_size))
+    return run(config, LocalContext(output, rank, world_size, config.checkpoints))
 
 
 def train_recorded(rank: int, world_size: int, config: RunConfig, output: Path) -> list[Weights]:
