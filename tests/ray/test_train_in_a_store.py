@@ -53,4 +53,4 @@ def test_killed_here_and_ended_elsewhere(bucket, two_ranks, taught, tmp_path, mo
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 10**7]
     assert len(written) > 20
     assert not [path for path in written if secret in path.read_bytes()]
-    assert not (mirror_folder(uri).stat().st_mode & 0o077)
+    assert not second.output.stat().st_mode & 0o077
