@@ -156,12 +156,7 @@ def disk_full(work: Workspace) -> Row:
         (Path(place) / "ballast").unlink(missing_ok=True)
     outcome = train_here(config, output)
     error = difference(work, output)
-    good = (
-        "Free space there; the same command then goes on" in said
-        and kept == EVERY
-        and outcome is not None
-        and error <= BOUND
-    )
+    good = "the same command then goes on" in said and kept == EVERY and outcome is not None and error <= BOUND
     where = "small file system" if place else "file-size limit"
     return Row(f"disk full ({where})", said or "no error", good, None, EVERY, f"with room again: equal to {error:.1e}")
 

@@ -82,7 +82,7 @@ def worker_asked_to_go(work: Workspace) -> Row:
     row = work.ended_equal("SIGTERM to a worker (pre-emption)", command, moment)
     first = read_events(command.output)[0]
     good = row.passed and first["kind"] == "preempted" and moment.checkpoint % 10
-    told = f"checkpoint {grace:.1f} s after the signal; {row.happened}"
+    told = f"checkpoint and end of the workers {grace:.1f} s after the signal; {row.happened}"
     return Row(row.fault, told, bool(good), moment.recovery, moment.lost, row.result)
 
 

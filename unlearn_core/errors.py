@@ -48,10 +48,9 @@ def storage_problem(error: BaseException, place: Path, full_only: bool = False) 
     said = os.strerror(number)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         probe = next((folder for folder in (place, *place.parents) if folder.is_dir()), Path("/"))
+        remedy = "Raise the file-size limit there (ulimit -f)" if number == errno.EFBIG else "Free space there"
         free = shutil.disk_usage(probe).free / 2**20
-        return (
-            f"cannot write to {place}: {said} ({free:.0f} MiB free). Free space there; the same command then goes on."
-        )
+        return f"cannot write to {place}: {said} ({free:.0f} MiB free). {remedy}; the same command then goes on."
     if full_only and number != errno.EROFS:
         return ""
     if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENOENT, errno.EEXIST):
