@@ -25,8 +25,8 @@ import torch
 
 from benchmarks.paper_shapes_model import Probe
 from benchmarks.paper_shapes_runs import run_config, run_loop
-from unlearn_core.data.tokenization import Batch
-from unlearn_core.objectives.likelihood import cross_entropy_sum
+from unlearn_core.data.packing import PassInputs
+from unlearn_core.objectives.likelihood import cross_entropy
 from unlearn_core.update import StepRows, Update
 from unlearn_core.zero.engine import ZeroEngine
 
@@ -114,7 +114,7 @@ def _run(
     def measured_step(self: ZeroEngine, learning_rate: float) -> None:
         """The optimizer step at the rate found here instead of the configured one; plain SGD, so no state."""
         rows, exact = rows_now[0], copies[0]
-        retain, forget = rows.micro_batches["retain"][0], rows.micro_batches["forget"][0]
+        retain, forget = (inputs[0] for inputs in rows.inputs)
         exact.load_state_dict(self.module.state_dict())
         g = [parameter.grad.detach().double() for parameter in self.module.parameters()]
         retain_loss, g_retain, curved = _gradient(exact, retain, g)
@@ -157,17 +157,18 @@ def _look(seen: Signs, probe: Probe, model: Any) -> None:
     seen.retain.append(probe.retain_probability(model))
 
 
-def _loss(model: Any, batch: Batch) -> torch.Tensor:
-    output = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False)
-    return cross_entropy_sum(output.logits, batch.labels_BT) / (batch.labels_BT[:, 1:] >= 0).sum()
+def _loss(model: Any, inputs: PassInputs) -> torch.Tensor:
+    output = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False)
+    logits_NV = output.logits.flatten(0, 1)[inputs.predictors_N]
+    return cross_entropy(logits_NV, inputs.targets_N) / len(inputs.targets_N)
 
 
 def _gradient(
-    model: Any, batch: Batch, along: list[torch.Tensor] | None = None
+    model: Any, inputs: PassInputs, along: list[torch.Tensor] | None = None
 ) -> tuple[float, list[torch.Tensor], float]:
     """Loss, its gradient, and d' H d along a direction d (0 without one)."""
     parameters = list(model.parameters())
-    loss = _loss(model, batch)
+    loss = _loss(model, inputs)
     gradient = torch.autograd.grad(loss, parameters, create_graph=along is not None)
     curved = 0.0
     if along is not None:

@@ -16,9 +16,11 @@ from torch.func import functional_call
 from unlearn_core.autolr import AutoRate, Probe, ulp_noise
 from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
+from unlearn_core.data.packing import PassInputs, prepare
 from unlearn_core.data.tokenization import Batch, Formatter, collate, load_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.gradient_projection import StreamingCovariance, retain_basis
+from unlearn_core.head import HiddenRows, WholeLogits
 from unlearn_core.method import compose
 from unlearn_core.models import load_model
 from unlearn_core.objective import Objective
@@ -152,21 +154,29 @@ class PlainRun:
     def _loss(self, k: int, step: int) -> torch.Tensor:
         objective = self.parts.objectives[k]
         batch = self._batch(objective, step)
-        output = self._forward(batch, None)
+        inputs = prepare(batch, packed=False, skip_first=objective.skip_first)
+        readout = self._readout(objective, batch, inputs, None)
         teacher = None
         if objective.needs_teacher:
             with torch.no_grad():
-                teacher = objective.teacher_view(self._forward(batch, self.teacher), batch)
+                teacher = self._readout(objective, batch, inputs, self.teacher).keep()
         control = None
         if objective.control is not None:
             control = control_vector(self.model.config.hidden_size, objective.control)
-        total = objective.sum(output, batch, self.references, teacher, control)
+        total = objective.sum(readout, inputs, self.references, teacher, control)
         rows = self.config.batch.rows
         tokens = self.batches.label_tokens(step, objective.rows, objective.skip_first)
         return total / (rows if objective.per_row else tokens)
 
     def _batch(self, objective: Objective, step: int) -> Batch:
         return objective.input({name: self.batches.micro_batches(step, name)[0] for name in objective.sets})
+
+    def _readout(self, objective: Objective, batch: Batch, inputs: PassInputs, weights: Weights | None) -> Any:
+        """From padded rows and all of their logits."""
+        output = self._forward(batch, weights)
+        if objective.read_layer is not None:
+            return HiddenRows(output.hidden_states[objective.read_layer + 1].flatten(0, 1)[inputs.labels_at_N])
+        return WholeLogits(output.logits.flatten(0, 1)[inputs.predictors_N], inputs)
 
     def _forward(self, batch: Batch, weights: Weights | None) -> Any:
         inputs = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}

@@ -45,6 +45,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
+from torch._subclasses.fake_tensor import is_fake
 from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -109,17 +110,19 @@ class Trainee:
     """One method on an engine of its own, and the fixed rows of its steps."""
 
     def __init__(self, method: str, size: Size, stage: int, optimizer: str, rank: int, world_size: int):
-        from unlearn_core.update import StepRows, Update
+        from unlearn_core.update import StepRows, Update, step_inputs
         from unlearn_core.zero.engine import ZeroEngine
 
         config = _config(method, size, stage, optimizer, world_size)
-        self.engine = ZeroEngine(size.model(), config.zero, config.optimizer, bf16=False, micro_batch=size.rows)
+        self.engine = ZeroEngine(size.model(), config.zero, config.optimizer, bf16=False, batch=config.batch)
         # The mean teacher's default freezes embeddings, head and norms; here all methods train the same parameters.
         settings = {"freeze": ()} if method == "mean_teacher" else {}
-        self.update = Update(self.engine, compose(method, settings), config)
+        composition = compose(method, settings)
+        self.update = Update(self.engine, composition, config)
         sets = ("forget", "retain", "generic")
+        batches = {name: [size.batch(10 * k + rank)] for k, name in enumerate(sets)}
         self.rows = StepRows(
-            micro_batches={name: [size.batch(10 * k + rank)] for k, name in enumerate(sets)},
+            inputs=step_inputs(composition, batches, self.engine.packs),
             label_tokens={(name, 0): world_size * size.rows * (size.length - 1) for name in sets},
             rows=world_size * size.rows,
         )
@@ -165,7 +168,8 @@ def tensor_bytes() -> int:
     # By type(): isinstance() would ask every object for its class, and wake lazy modules.
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
     gradients = [tensor.grad for tensor in tensors if tensor.is_leaf]
-    return allocated([tensor for tensor in (*tensors, *gradients) if tensor is not None])
+    # torch.compile leaves fake tensors behind, which have a shape and no bytes.
+    return allocated([tensor for tensor in (*tensors, *gradients) if tensor is not None and not is_fake(tensor)])
 
 
 def allocated(tensors: Sequence[torch.Tensor]) -> int:

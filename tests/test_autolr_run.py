@@ -5,7 +5,6 @@ import torch
 from method_cases import CASES, config_of
 from training_runs import assert_bit_equal, exported, small_run, step_lines, train
 
-import unlearn_core.loop as loop
 from benchmarks.plain_reference import PlainRun
 from unlearn_core.errors import UserError
 from unlearn_core.method import compose
@@ -34,14 +33,16 @@ def train_in_fp64(rank, world_size, config, output):
     """The loop on a model in fp64."""
     from deepspeed.accelerator import get_accelerator
 
-    load, accelerator = loop.load_model, get_accelerator()
+    from unlearn_core.zero import loading
+
+    load, accelerator = loading.load_for_training, get_accelerator()
     known = accelerator.supported_dtypes
-    loop.load_model = lambda *arguments: load(*arguments).double()
+    loading.load_for_training = lambda config: load(config).double()
     accelerator.supported_dtypes = lambda: [*known(), torch.float64]  # DeepSpeed reduces what is on this list
     try:
         return train(rank, world_size, config, output)
     finally:
-        loop.load_model, accelerator.supported_dtypes = load, known
+        loading.load_for_training, accelerator.supported_dtypes = load, known
 
 
 @pytest.mark.parametrize("case", ["ngdiff, AutoLR", "ngdiff, AutoLR, AdamW"])

@@ -13,6 +13,7 @@ from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer
 from unlearn_core.errors import UserError
 from unlearn_core.loop import METRICS, Outcome, model_folder
+from unlearn_core.model_card import read_facts
 from unlearn_core.models import load_model
 from unlearn_core.publish import is_complete
 from unlearn_core.zero.engine import ZeroEngine
@@ -92,6 +93,10 @@ def test_metrics_have_the_documented_keys_and_numbers(two_ranks, taught, tmp_pat
         # NGDiff: |d|^2 = 2 (1 - cosine)
         assert line["update_norm"] == pytest.approx(math.sqrt(2 * (1 - line["cosine"])), rel=1e-6)
         assert line["seconds"] > 0
+    facts = read_facts(model_folder(tmp_path, 6))  # every export has its card
+    assert facts is not None
+    assert [one["rows"] for one in facts["data"]] == ["retain", "forget"]
+    assert all(one["count"] > 0 and len(one["sha256"]) == 64 for one in facts["data"])
 
 
 def test_a_new_run_and_a_restart_drop_lines_of_steps_still_to_be_done(two_ranks, taught, tmp_path):

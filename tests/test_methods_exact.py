@@ -59,6 +59,27 @@ def test_activation_checkpointing_changes_nothing(name, stage, broken_bounds):
     assert found == [], row
 
 
+FRUGAL = {
+    "zero__park_gradients": True,
+    "zero__teacher_on_host": True,
+    "zero__sub_group": 3000,
+    "batch__logit_rows": 5,
+}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("name", ["mean_teacher", "ngdiff, AutoLR, AdamW", "moco", "idk_dpo", "undial"])
+def test_what_saves_memory_changes_nothing(name, stage, broken_bounds):
+    found, row = broken_bounds(name, stage=stage, **FRUGAL)
+    assert found == [], row
+
+
+@pytest.mark.parametrize("name", ["mean_teacher", "ngdiff", "idk_dpo", "rmu"])
+def test_padded_rows_change_nothing(name, broken_bounds):
+    found, row = broken_bounds(name, batch__packed=False)
+    assert found == [], row
+
+
 def test_a_reference_of_another_method_is_told_apart(two_ranks, taught, start, tmp_path):
     """The comparison can fail: PCGrad's steps are not NGDiff's."""
     truth = reference(CASES["ngdiff"], taught, tmp_path)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from unlearn_core.data.config import DataConfig
 from unlearn_core.errors import UserError
 from unlearn_core.layout_config import BatchConfig, RetentionConfig, WorkersConfig, ZeroConfig, check_batch
+from unlearn_core.logging_config import LoggingConfig
 from unlearn_core.models import SmallLlama
 from unlearn_core.strict import Strict
 
@@ -42,6 +43,10 @@ class ModelConfig(Strict):
     """Dtype of weights and gradients in forward and backward; master weights and optimizer state are always fp32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
+    kernels: Literal["torch", "liger"] = "torch"
+    """Liger's Triton kernels for norms, rotary positions and MLPs (GPU; needs liger-kernel), or torch's own."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: stages 0 to 2; the first steps take minutes, later ones less time."""
     freeze: tuple[Literal["embeddings", "head", "norms"], ...] = ()
     """Parts that do not train, beside those the method freezes by itself."""
     train_only: tuple[str, ...] = ()
@@ -158,6 +163,7 @@ class RunConfig(Strict):
     diagnostics: bool = False
     """Keep the gradients of a constant-weights method apart, to log their norms and angle; costs a gradient shard
     each."""
+    logging: LoggingConfig = LoggingConfig()
     zero: ZeroConfig = ZeroConfig()
     workers: WorkersConfig = WorkersConfig()
 
@@ -170,6 +176,8 @@ class RunConfig(Strict):
     def _fits_together(self) -> "RunConfig":
         if self.optimizer.name == "adamw_8bit" and self.optimizer.schedule == "auto":
             raise ValueError("optimizer.schedule auto works with adamw and sgd, not with adamw_8bit")
+        if self.model.compile and self.zero.stage == 3:
+            raise ValueError("model.compile works at zero.stage 0, 1 and 2: stage 3 gathers weights inside each block")
         if self.model.lora and self.model.train_only:
             raise ValueError(
                 "model.lora trains adapters alone; leave model.train_only empty, or name model.lora.layers"
@@ -193,9 +201,17 @@ class RunConfig(Strict):
     def fingerprint(self) -> str:
         """Hash of the fields that change numbers beyond rounding: 16 hex digits.
 
-        Number of workers, micro-batch and ZeRO stage do not, so a run may go on with others.
+        Number of workers, micro-batch, packing and ZeRO stage do not, so a run may go on with others.
         """
-        where: Any = {"workers": True, "checkpoint_every": True, "checkpoints": True, "zero": True, "batch": {"micro"}}
+        where: Any = {
+            "workers": True,
+            "checkpoint_every": True,
+            "checkpoints": True,
+            "logging": True,
+            "zero": True,
+            "batch": {"micro", "packed", "logit_rows"},
+            "model": {"kernels", "compile"},
+        }
         return _digest(self.model_dump(mode="json", exclude=where))
 
 

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unlearn_core import storage
+from unlearn_core.data.packing import prepare
 from unlearn_core.data.tokenization import Batch, Example, collate
 from unlearn_core.errors import UserError
 from unlearn_core.method import ProjectionRule
@@ -353,7 +354,7 @@ def _count_once(batch: Batch, counted: set[str]) -> Batch:
 def _forward_all(engine: "ZeroEngine", batch: Batch) -> None:
     """A forward pass that attends everywhere: with padding on the right, no real token sees it anyway."""
     whole = replace(batch, attention_mask_BT=torch.ones_like(batch.attention_mask_BT))
-    for _ in engine.outputs([whole]):
+    for _ in engine.read([prepare(whole, packed=False)], lambda _: None):
         pass
 
 

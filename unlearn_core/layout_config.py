@@ -14,6 +14,11 @@ class BatchConfig(Strict):
     """Global batch: rows of each set (forget and retain) in one optimizer step, over all workers."""
     micro: int = Field(default=4, ge=1)
     """Rows of one forward pass on one worker. rows must be a multiple of micro x workers."""
+    packed: bool = True
+    """Compute the rows of a forward pass one behind the other, without padding; false for padded rows, which models
+    that are not built like Llama have anyway."""
+    logit_rows: int = Field(default=1024, ge=1)
+    """Label tokens whose logits exist at a time; memory is about 14 bytes x this x vocabulary, 24 with a teacher."""
 
 
 class ZeroConfig(Strict):
@@ -27,6 +32,12 @@ class ZeroConfig(Strict):
     """Overlap gradient reduction with the backward pass (GPU)."""
     offload_optimizer: bool = False
     """Keep fp32 master weights and optimizer state in host memory and step there; stages 1, 2 and 3."""
+    park_gradients: bool = False
+    """Let the gradients of a step's earlier objectives wait in host memory: 2 bytes a parameter less, over workers."""
+    teacher_on_host: bool = False
+    """Keep a teacher's weights in host memory: 4 bytes a parameter less, over workers."""
+    sub_group: int = Field(default=500_000_000, ge=1)
+    """Elements that the optimizer steps at a time at stages 1, 2 and 3: so many gradients are copied to fp32."""
 
     @model_validator(mode="after")
     def _offload_needs_shards(self) -> "ZeroConfig":
@@ -48,6 +59,8 @@ class WorkersConfig(Strict):
     """CPUs reserved for each worker; torch uses as many threads."""
     max_restarts: int = Field(default=3, ge=0)
     """How often a failed worker group is started again from the last checkpoint; 0 for never. Pre-emption is free."""
+    skip_memory_check: bool = False
+    """Start even where weights, optimizer state and gradients alone are more than the memory that there is."""
     stall_seconds: float = Field(default=600.0, ge=0)
     """A run without progress for so long is ended, the rank that holds it up named, and restarted; 0 to wait."""
 

@@ -9,8 +9,10 @@ It reads top to bottom and knows no framework: what differs between a cluster an
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,8 +23,9 @@ from unlearn_core.config import RunConfig
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
 from unlearn_core.errors import StorageError, UserError, storage_problem
+from unlearn_core.kernels import speed_up
 from unlearn_core.method import Composition, ProjectionRule, compose
-from unlearn_core.models import load_model
+from unlearn_core.model_card import data_facts, training_record, write_card
 from unlearn_core.preflight import check_composition, request_sets
 from unlearn_core.publish import publish_folder, write_text
 from unlearn_core.trainable import choose_trainable
@@ -88,14 +91,15 @@ def run(config: RunConfig, context: Context) -> Outcome:
     from unlearn_core.update import NonFiniteError, Update  # deepspeed: only where training runs
     from unlearn_core.zero.checkpoint import load_checkpoint, save_checkpoint
     from unlearn_core.zero.engine import ZeroEngine
+    from unlearn_core.zero.loading import load_for_training
 
     composition = compose(config.method.name, config.method.settings)
     check_composition(config, composition)
     tokenizer = load_tokenizer(config.model.path)
     requests = _Requests(config, composition, tokenizer, context)
-    model = load_model(config.model.path, config.model.dtype, config.model.attention)
-    model = choose_trainable(model, config, composition)
-    engine = ZeroEngine(model, config.zero, config.optimizer, config.model.dtype == "bf16", config.batch.micro)
+    model = choose_trainable(load_for_training(config), config, composition)
+    speed_up(model, config.model)
+    engine = ZeroEngine(model, config.zero, config.optimizer, config.model.dtype == "bf16", config.batch)
     update = Update(engine, composition, config)
     folder = context.restore()
     first = 0 if folder is None else load_checkpoint(engine, update, folder, config.fingerprint())
@@ -109,7 +113,7 @@ def run(config: RunConfig, context: Context) -> Outcome:
             if request_step == 0 or step == first:
                 requests.begin(request, engine, update, fresh=request_step == 0)
             try:
-                metrics = update.step(requests.rows(step, request_step), step, request_step)
+                metrics = update.step(requests.take(step, request_step), step, request_step)
             except NonFiniteError as error:
                 return _diverged(engine, step, f"non-finite loss or gradient at step {step + 1}: {error}")
             done = step + 1
@@ -120,7 +124,7 @@ def run(config: RunConfig, context: Context) -> Outcome:
             if (exports or checkpoints) and not engine.weights_are_finite():
                 return _diverged(engine, done, f"non-finite weights after step {done}")
             if exports:
-                _export(config, context, engine, tokenizer, done)
+                _export(config, context, engine, tokenizer, done, requests)
             if checkpoints:
                 context.checkpoint(
                     metrics,
@@ -150,13 +154,15 @@ class _Requests:
         self.all_sets = request_sets(config, composition, tokenizer)
         self.sets: Mapping[str, Sequence[Example]] = self.all_sets[0]
         self.projection: Any = None
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[Any]] | None = None
 
     def begin(self, request: int, engine: "ZeroEngine", update: "Update", fresh: bool) -> None:
         """Turn to the request's rows; when it is `fresh`, the model as it is now becomes the one to compare with."""
         from unlearn_core.references import references_for
 
         config, pad_id = self.config, self.formatter.pad_id
-        self.sets = self.all_sets[request]
+        self.sets, self.packs = self.all_sets[request], engine.packs
         self.batches = PairedBatches(
             self.sets,
             global_batch=config.batch.rows,
@@ -183,20 +189,36 @@ class _Requests:
         micro, pad_id = self.config.batch.micro, self.formatter.pad_id
         self.projection = projection_for(engine, rule, self.sets["retain"], micro, pad_id, path, fresh)
 
+    @cached_property
+    def facts(self) -> list[dict[str, Any]]:
+        """Number and fingerprint of the rows of each set, for model cards."""
+        return data_facts(self.all_sets)
+
+    def take(self, step: int, request_step: int) -> "StepRows":
+        """The rows of a step, prepared while the one before it ran; begins with those of the next one."""
+        ahead, self._ahead = self._ahead, None
+        rows = ahead[1].result() if ahead and ahead[0] == step else self.rows(step, request_step)
+        if request_step + 1 < self.config.steps:  # the next request's rows are other ones
+            self._ahead = step + 1, self._thread.submit(self.rows, step + 1, request_step + 1)
+        return rows
+
     def rows(self, step: int, request_step: int) -> "StepRows":
         """This rank's micro-batches of a step. Forget rows start anew with each request, the others go on."""
-        from unlearn_core.update import StepRows
+        from unlearn_core.update import StepRows, step_inputs
 
         at = {name: step if name in ("retain", "generic") else request_step for name in self.composition.sets}
         counted = {(objective.rows, objective.skip_first) for objective in self.composition.objectives}
+        batches = {name: self.batches.micro_batches(at[name], name) for name in self.composition.sets}
         return StepRows(
-            micro_batches={name: self.batches.micro_batches(at[name], name) for name in self.composition.sets},
+            inputs=step_inputs(self.composition, batches, self.packs),
             label_tokens={(name, skip): self.batches.label_tokens(at[name], name, skip) for name, skip in counted},
             rows=self.config.batch.rows,
         )
 
 
-def _export(config: RunConfig, context: Context, engine: "ZeroEngine", tokenizer: Any, step: int) -> None:
+def _export(
+    config: RunConfig, context: Context, engine: "ZeroEngine", tokenizer: Any, step: int, requests: _Requests
+) -> None:
     """A Hugging Face folder of the current weights; every rank takes part, rank 0 publishes it whole."""
     from unlearn_core.zero.export import export_weights
 
@@ -208,6 +230,7 @@ def _export(config: RunConfig, context: Context, engine: "ZeroEngine", tokenizer
     def fill(folder: Path) -> None:
         export_weights(engine, folder)
         tokenizer.save_pretrained(folder)
+        write_card(folder, training_record(config), step, requests.facts)
 
     try:
         publish_folder(final, fill, {"step": step, "method": config.method.name, "run": config.name})

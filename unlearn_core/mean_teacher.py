@@ -21,8 +21,13 @@ when training in bf16 without offload).
 
 import torch
 
+from unlearn_core.head import slices
 from unlearn_core.method import TeacherRule
 from unlearn_core.zero.shards import GradientShards
+from unlearn_core.zero.waiting_room import host_copy
+
+CHUNK = 2**24
+"""Elements that go from host to GPU and back at a time, where v lies in host memory."""
 
 
 class Teacher:
@@ -33,15 +38,17 @@ class Teacher:
         rule: rate and damping.
         bf16: whether the model trains in bf16: a frozen teacher is then kept in bf16, which loses nothing, because
             forward passes read bf16.
+        on_host: keep v in host memory.
     """
 
-    def __init__(self, shards: GradientShards, rule: TeacherRule, bf16: bool):
+    def __init__(self, shards: GradientShards, rule: TeacherRule, bf16: bool, on_host: bool = False):
         self.shards, self.rule = shards, rule
         self.moves = rule.rate > 0 or rule.damping > 0
         dtype = torch.bfloat16 if bf16 and not self.moves else torch.float32
         self.at_student = True
         """Whether v equals w: at the start of a request, before its first step."""
-        self.weights = [master.detach().to(dtype, copy=True) for master in shards.master()]
+        masters = [master.detach() for master in shards.master()]
+        self.weights = [host_copy(w, dtype) if on_host else w.to(dtype, copy=True) for w in masters]
 
     def reset(self) -> None:
         """Start again from the student: v <- w."""
@@ -60,8 +67,11 @@ class Teacher:
             flat_master, flat_mine = master.detach().view(-1), mine.view(-1)
             for piece in pieces:
                 end = min(offset + piece.numel(), flat_master.numel())
-                gap = flat_master[offset:end] - flat_mine[offset:end]
-                piece.view(-1)[: end - offset].add_(gap.to(piece.device), alpha=factor)
+                here = piece.view(-1)[: end - offset]
+                for part in slices(end - offset, CHUNK):
+                    there = slice(offset + part.start, offset + part.stop)
+                    gap = flat_master[there] - flat_mine[there].to(flat_master.device, non_blocking=True)
+                    here[part].add_(gap.to(piece.device), alpha=factor)
                 offset = end
 
     @torch.no_grad()
@@ -70,10 +80,21 @@ class Teacher:
         if self.rule.rate == 0:
             return
         for mine, master in zip(self.weights, self.shards.master(), strict=True):
-            mine.lerp_(master.detach(), self.rule.rate * clip)
+            if mine.device == master.device:
+                mine.lerp_(master.detach(), self.rule.rate * clip)
+                continue
+            flat_mine, flat_master = mine.view(-1), master.detach().view(-1)
+            for part in slices(flat_mine.numel(), CHUNK):
+                there = flat_mine[part].to(master.device, non_blocking=True)
+                flat_mine[part].copy_(there.lerp_(flat_master[part], self.rule.rate * clip), non_blocking=True)
 
     @torch.no_grad()
-    def gap(self) -> float:
-        """This rank's part of |w - v|^2, for the log; accumulated in fp32, without a temporary shard."""
-        pairs = zip(self.weights, self.shards.master(), strict=True)
-        return sum(float(torch.dist(master.detach(), mine)) ** 2 for mine, master in pairs)
+    def gap(self) -> torch.Tensor:
+        """This rank's part of |w - v|^2, for the log: fp64, on the device; accumulated in fp32 over chunks."""
+        masters = [master.detach().view(-1) for master in self.shards.master()]
+        total = torch.zeros((), dtype=torch.float64, device=masters[0].device)
+        for mine, master in zip(self.weights, masters, strict=True):
+            for part in slices(master.numel(), CHUNK):
+                there = mine.view(-1)[part].to(master.device, non_blocking=True)
+                total += torch.dist(master[part], there).double().square()
+        return total

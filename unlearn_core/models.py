@@ -30,8 +30,17 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 QUANTISATIONS = ("none", "int8", "nf4")
 """How the weights of linear layers are held: as they are, LLM.int8() (arXiv 2208.07339), NormalFloat (2305.14314)."""
 
+_PLAIN_HEADS = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma"}
+"""Architectures whose logits are `lm_head(last hidden state)` and nothing else, read in their source. Others scale or
+cap the logits (gemma2, cohere, granite), so they go through their own forward."""
+
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output layer's product with the last hidden state, and the blocks are Llama's kind."""
+    return model.config.model_type in _PLAIN_HEADS
 
 
 def check_model_source(name_or_folder: str) -> None:
@@ -203,6 +212,38 @@ def build_without_weights(name_or_folder: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot read the model's config from '{name_or_folder}': {error}") from error
+
+
+def build_empty(name_or_folder: str, dtype: str, attention: str) -> PreTrainedModel:
+    """The architecture with weights that nobody has written to: they take no memory until somebody does.
+
+    Buffers that are computed (rotary tables) have their values.
+
+    Args:
+        name_or_folder: as for `load_model`.
+        dtype: of the weights.
+        attention: as for `load_model`.
+
+    Raises:
+        UserError: as `build_without_weights`.
+        MissingPackageError: the attention needs a package that is not installed.
+    """
+    from transformers.initialization import no_init_weights
+
+    name_or_folder = on_this_node(name_or_folder)
+    place = str(Path(name_or_folder).expanduser()) if looks_like_path(name_or_folder) else name_or_folder
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
+            )
+    except ImportError as error:
+        raise MissingPackageError(f"attention '{attention}' for '{name_or_folder}': {error}; or use 'sdpa'") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot build the model of '{name_or_folder}': {error}") from error
+    model.tie_weights()
+    return model.eval()
 
 
 class SmallLlama(BaseModel):

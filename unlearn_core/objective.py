@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import torch
 
+from unlearn_core.data.packing import PassInputs
 from unlearn_core.data.tokenization import IGNORE, Batch
-from unlearn_core.objectives.likelihood import label_rows, row_log_probs
 
 Rows = Literal["forget", "retain", "generic"]
 Kind = Literal["token", "teacher", "row", "pair", "hidden"]
@@ -78,6 +78,11 @@ class Objective:
         return self.kind == "teacher" or (self.kind == "hidden" and self.control is None)
 
     @property
+    def read_layer(self) -> int | None:
+        """The block whose hidden states it reads; None for the output layer."""
+        return self.layer if self.kind == "hidden" else None
+
+    @property
     def vanishes_at_teacher(self) -> bool:
         """Whether its gradient is exactly zero where student and teacher are equal: the divergences are least there.
 
@@ -96,65 +101,52 @@ class Objective:
             return batches[self.rows]
         return concatenate(batches[self.rows], batches[self.preferred])
 
-    def teacher_view(self, output: Any, batch: Batch) -> torch.Tensor:
-        """What is kept of the teacher's forward pass: (N, V) logits or (N, D) hidden states at the label tokens."""
-        if self.kind == "hidden":
-            return self._hidden_rows(output, batch).detach()
-        return label_rows(output.logits, self._labels(batch))[0].detach()  # a copy: the rest of the logits can go
-
     def sum(
         self,
-        output: Any,
-        batch: Batch,
+        readout: Any,
+        inputs: PassInputs,
         references: References,
-        teacher: torch.Tensor | None,
+        teacher: Any,
         control_D: torch.Tensor | None,
     ) -> torch.Tensor:
         """The loss, summed over the micro-batch's label tokens or rows.
 
         Args:
-            output: of the causal language model on `batch`, on its device.
-            batch: from `input`.
+            readout: of a forward pass on `inputs`, see `unlearn_core/head.py`.
+            inputs: of the batch from `input`, without its `skip_first` labels.
             references: log-probabilities of the start model; only those of `reference_sets` are read.
-            teacher: from `teacher_view` of the teacher's pass on the same batch, where `needs_teacher`.
+            teacher: what the readout of the teacher's pass on the same inputs kept, where `needs_teacher`.
             control_D: direction to steer hidden states to, where `control` is set.
 
         Returns:
             Scalar fp32.
         """
-        labels_BT = self._labels(batch)
         if self.kind == "hidden":
-            return self.loss(self._hidden_rows(output, batch), control_D if self.control is not None else teacher)
-        logits_NV, targets_N, rows_N = label_rows(output.logits, labels_BT)
+            return self.loss(readout.hidden_ND, control_D if self.control is not None else teacher)
         if self.kind == "token":
-            return self.loss(logits_NV, targets_N)
+            return readout.token_sum(self.loss)
         if self.kind == "teacher":
-            return self.loss(logits_NV, teacher, targets_N)
-        log_prob_B, count_B = row_log_probs(logits_NV, targets_N, rows_N, len(batch.item_ids))
+            return readout.beside_sum(self.loss, teacher)
         if self.kind == "row":
-            reference_B = None
-            if self.references:
-                reference_B = _look_up(references, self.rows, batch.item_ids, log_prob_B)
-            return self.loss(log_prob_B, count_B, reference_B)
-        pairs = len(batch.item_ids) // 2
-        item_ids = batch.item_ids[:pairs]
+            return readout.row_sum(
+                lambda log_prob_B, count_B: self._of_rows(log_prob_B, count_B, inputs.item_ids, references)
+            )
+        return readout.row_sum(lambda log_prob_B, _: self._of_pairs(log_prob_B, inputs.item_ids, references))
+
+    def _of_rows(
+        self, log_prob_B: torch.Tensor, count_B: torch.Tensor, item_ids: tuple[str, ...], references: References
+    ) -> torch.Tensor:
+        reference_B = _look_up(references, self.rows, item_ids, log_prob_B) if self.references else None
+        return self.loss(log_prob_B, count_B, reference_B)
+
+    def _of_pairs(self, log_prob_B: torch.Tensor, item_ids: tuple[str, ...], references: References) -> torch.Tensor:
+        pairs = len(item_ids) // 2
         return self.loss(
             log_prob_B[pairs:],
             log_prob_B[:pairs],
-            _look_up(references, self.preferred, item_ids, log_prob_B),
-            _look_up(references, self.rows, item_ids, log_prob_B),
+            _look_up(references, self.preferred, item_ids[:pairs], log_prob_B),
+            _look_up(references, self.rows, item_ids[:pairs], log_prob_B),
         )
-
-    def _hidden_rows(self, output: Any, batch: Batch) -> torch.Tensor:
-        """(N, D) hidden states *at* the label tokens, not at those that predict them, as in RMU's own code."""
-        return output.hidden_states[self.layer + 1][self._labels(batch) != IGNORE]
-
-    def _labels(self, batch: Batch) -> torch.Tensor:
-        if not self.skip_first:
-            return batch.labels_BT
-        kept_BT = batch.labels_BT != IGNORE
-        early_BT = kept_BT & (kept_BT.cumsum(dim=1) <= self.skip_first)
-        return batch.labels_BT.masked_fill(early_BT, IGNORE)
 
 
 def concatenate(first: Batch, second: Batch) -> Batch:
@@ -174,4 +166,5 @@ def concatenate(first: Batch, second: Batch) -> Batch:
 
 
 def _look_up(references: References, name: str, item_ids: tuple[str, ...], like_B: torch.Tensor) -> torch.Tensor:
-    return like_B.new_tensor([references[name, item_id] for item_id in item_ids])
+    numbers_B = torch.tensor([references[name, item_id] for item_id in item_ids], dtype=like_B.dtype)
+    return numbers_B.to(like_B.device, non_blocking=True)

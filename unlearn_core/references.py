@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from unlearn_core import storage
+from unlearn_core.data.packing import prepare
 from unlearn_core.data.tokenization import Example, collate
 from unlearn_core.errors import UserError
-from unlearn_core.objectives.likelihood import label_rows, row_log_probs
 from unlearn_core.publish import write_json
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ def compute_references(
     mine: References = {}
     for name, examples in sets.items():
         parts = rows_of_rank(examples, micro_batch, engine.rank, engine.world_size)
-        for output, batch in engine.outputs([collate(rows, pad_id) for rows in parts]):
-            log_prob_B, _ = row_log_probs(*label_rows(output.logits, batch.labels_BT), len(batch.item_ids))
-            values = log_prob_B.detach().double().cpu().tolist()
-            mine |= {(name, item_id): value for item_id, value in zip(batch.item_ids, values, strict=True)}
+        inputs = [prepare(collate(rows, pad_id), engine.packs) for rows in parts]
+        found = engine.read(inputs, lambda readout: readout.row_log_probs()[0])
+        for one, log_prob_B in zip(inputs, found, strict=True):
+            values = log_prob_B.double().cpu().tolist()
+            mine |= {(name, item_id): value for item_id, value in zip(one.item_ids, values, strict=True)}
     gathered: list[References | None] = [None] * engine.world_size
     dist.all_gather_object(gathered, mine)
     merged: References = {}

@@ -24,13 +24,14 @@ import torch.distributed as dist
 from unlearn_core.autolr import AutoRate, Probe, ulp_noise
 from unlearn_core.combine import clip_factor, combined_norm, cosine
 from unlearn_core.config import RunConfig
+from unlearn_core.data.packing import PassInputs, prepare
 from unlearn_core.data.tokenization import Batch
 from unlearn_core.mean_teacher import Teacher
 from unlearn_core.method import Composition
 from unlearn_core.objective import Objective
 from unlearn_core.objectives.representation import control_vector
 from unlearn_core.references import References
-from unlearn_core.zero.direction import update_direction
+from unlearn_core.zero.direction import points_beside
 from unlearn_core.zero.passes import Pass
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ Shard = list[torch.Tensor]
 class StepRows:
     """The rows of one step: this rank's micro-batches, and what the whole global batch counts."""
 
-    micro_batches: Mapping[str, Sequence[Batch]]
-    """Set -> batches, the same number on every rank and for every set."""
+    inputs: Sequence[Sequence[PassInputs]]
+    """Objective -> its micro-batches, the same number on every rank; see `step_inputs`."""
     label_tokens: Mapping[tuple[str, int], int]
     """(set, labels ignored at the start of each row) -> label tokens of the global batch."""
     rows: int
@@ -54,6 +55,21 @@ class StepRows:
     def normaliser(self, objective: Objective) -> int:
         """What the objective's sum over the global batch is divided by."""
         return self.rows if objective.per_row else self.label_tokens[objective.rows, objective.skip_first]
+
+
+def step_inputs(
+    composition: Composition, micro_batches: Mapping[str, Sequence[Batch]], packed: bool
+) -> list[list[PassInputs]]:
+    """What each objective's forward passes of a step read, from each set's batches; in page-locked memory for a GPU."""
+    found = []
+    for objective in composition.objectives:
+        batches = zip(*(micro_batches[name] for name in objective.sets), strict=True)
+        inputs = [
+            prepare(objective.input(dict(zip(objective.sets, batch, strict=True))), packed, objective.skip_first)
+            for batch in batches
+        ]
+        found.append([one.pinned() for one in inputs] if torch.cuda.is_available() else inputs)
+    return found
 
 
 class NonFiniteError(ArithmeticError):
@@ -84,7 +100,8 @@ class Update:
 
     def __post_init__(self) -> None:
         if self.composition.teacher is not None:
-            self.teacher = Teacher(self.engine.shards, self.composition.teacher, self.engine.bf16)
+            on_host = self.config.zero.teacher_on_host
+            self.teacher = Teacher(self.engine.shards, self.composition.teacher, self.engine.bf16, on_host)
         settings = self.config.optimizer
         if settings.schedule == "auto":
             self.auto = AutoRate(rate=settings.learning_rate, **settings.auto.model_dump())
@@ -178,44 +195,44 @@ class Update:
     # -- passes ------------------------------------------------------------------------------------------------------
 
     def _passes(self, rows: StepRows) -> list[Pass]:
-        inputs = [self._inputs(objective, rows) for objective in self.composition.objectives]
-        views = self._teacher_views(inputs)
+        views = self._teacher_views(rows.inputs)
         return [
             Pass(
                 loss=self._loss(k, objective, views.get(k)),
-                micro_batches=inputs[k],
+                micro_batches=rows.inputs[k],
                 normaliser=rows.normaliser(objective),
-                hidden=objective.kind == "hidden",
+                layer=objective.read_layer,
             )
             for k, objective in enumerate(self.composition.objectives)
         ]
 
-    def _inputs(self, objective: Objective, rows: StepRows) -> list[Batch]:
-        count = len(rows.micro_batches[objective.rows])
-        return [
-            objective.input({name: rows.micro_batches[name][index] for name in objective.sets})
-            for index in range(count)
-        ]
-
-    def _teacher_views(self, inputs: Sequence[Sequence[Batch]]) -> dict[int, list[torch.Tensor]]:
+    def _teacher_views(self, inputs: Sequence[Sequence[PassInputs]]) -> dict[int, list[Any]]:
         """Objective -> what the teacher says of each micro-batch; one swap of the weights for all objectives."""
         wanted = [k for k, objective in enumerate(self.composition.objectives) if objective.needs_teacher]
         if not wanted:
             return {}
         assert self.teacher is not None
-        views: dict[int, list[torch.Tensor]] = {}
+        views: dict[int, list[Any]] = {k: [] for k in wanted}
+        head: list[Any] = []  # the first pass's view, which holds the teacher's head for all others
         with self.engine.swapped(self.teacher.weights):
             for k in wanted:
-                objective = self.composition.objectives[k]
-                passes = self.engine.outputs(inputs[k], hidden=objective.kind == "hidden")
-                views[k] = [objective.teacher_view(output, batch) for output, batch in passes]
+                layer = self.composition.objectives[k].read_layer
+                lent = None if layer is not None else head
+
+                def keep(readout: Any, lent: list[Any] | None = lent) -> Any:
+                    view = readout.keep(lent[0] if lent else None)
+                    if lent is not None and not lent:
+                        lent.append(view)
+                    return view
+
+                views[k] += self.engine.read(inputs[k], keep, layer)
         return views
 
-    def _loss(self, k: int, objective: Objective, views: list[torch.Tensor] | None) -> Any:
+    def _loss(self, k: int, objective: Objective, views: list[Any] | None) -> Any:
         control_D = self._controls.get(k)
 
-        def loss(output: Any, batch: Batch, index: int) -> torch.Tensor:
-            return objective.sum(output, batch, self.references, views[index] if views else None, control_D)
+        def loss(readout: Any, inputs: PassInputs, index: int) -> torch.Tensor:
+            return objective.sum(readout, inputs, self.references, views[index] if views else None, control_D)
 
         return loss
 
@@ -233,11 +250,12 @@ class Update:
         """One backward of the weighted sum: no gradient is stored."""
         weights_K = self._known_weights(weighed_by, step) * self._signs()
         weighted = [
-            Pass(p.loss, p.micro_batches, p.normaliser, float(w), p.hidden)
+            Pass(p.loss, p.micro_batches, p.normaliser, float(w), p.layer)
             for p, w in zip(passes, weights_K, strict=True)
         ]
-        losses, live = self.engine.gradient(*weighted)
+        totals, live = self.engine.gradient(*weighted)
         gram_11 = self.engine.gram([live])
+        losses = self.engine.means(totals, passes)
         self._check(losses, gram_11)
         one = np.ones(1)
         clip = clip_factor(gram_11, one, self.config.optimizer.gradient_clipping)
@@ -251,17 +269,19 @@ class Update:
 
     def _apart(self, passes: list[Pass], weighed_by: list[float] | None, step: int) -> tuple[list[float], float, dict]:
         """A gradient for each objective; weights from their Gram matrix."""
-        losses: list[float] = []
+        totals: list[torch.Tensor] = []
         gradients: list[Shard] = []
         for item in passes:
             if gradients:
                 gradients[-1] = self.engine.take()
-            (loss,), shard = self.engine.gradient(item)
-            losses.append(loss)
+            total, shard = self.engine.gradient(item)
+            totals.append(total)
             gradients.append(shard)
+            del shard  # or what waits on the host would stay on the device as well
         live = gradients[-1]
         vectors, signs_V = self._vectors(gradients, step)
         gram_VV = self.engine.gram(vectors)
+        losses = self.engine.means(torch.cat(totals), passes)
         self._check(losses, gram_VV)
         for k, objective in enumerate(self.composition.objectives):
             if objective.vanishes_at_teacher and self.teacher and self.teacher.at_student:
@@ -291,7 +311,9 @@ class Update:
         for tracking in self.composition.combiner.tracked:
             k = tracking.objective
             rate = self.composition.combiner.tracking_rate(k, step)
-            buffer = self._follow(k, gradients[k], rate)
+            # Where gradients wait on the host, only the GPU knows when they have arrived.
+            here = [tensor.to(gradients[-1][0].device) for tensor in gradients[k]]
+            buffer = self._follow(k, here, rate)
             if tracking.replaces:
                 vectors[k] = buffer
             else:
@@ -337,24 +359,20 @@ class Update:
         if self.auto.due(step):
             k = self.composition.retain_objective
             span = self.auto.span_at()
-            behind, ahead = self._losses_beside(passes[k], update_direction(self.engine.shards), span)
+            behind, ahead = self._losses_beside(passes[k], span)
             # Rounding errors of bf16 passes are independent over the tokens whose losses are averaged.
             epsilon = 2.0**-8 / math.sqrt(passes[k].normaliser) if self.engine.bf16 else 2.0**-23
             self.auto.update(Probe(span, behind, losses[k], ahead), ulp_noise(losses[k], epsilon))
         return self.auto.rate
 
     @torch.no_grad()
-    def _losses_beside(self, item: Pass, direction: Shard, span: float) -> tuple[float, float]:
+    def _losses_beside(self, item: Pass, span: float) -> tuple[float, float]:
         """The pass's loss at theta + span x d and at theta - span x d; the weights are put back once, at the end."""
         shards = self.engine.shards
-        # Taken now: a swap may point the parameters elsewhere.
         masters = [master.detach() for master in shards.master()]
-        there = [torch.add(master, d, alpha=span) for master, d in zip(masters, direction, strict=True)]
-        with self.engine.swapped(there):
+        with self.engine.swapped(points_beside(shards, masters, span)):
             behind = self.engine.losses(item)[0]
-            for place, master, d in zip(there, masters, direction, strict=True):
-                torch.add(master, d, alpha=-span, out=place)
-            shards.push(there)
+            shards.push(points_beside(shards, masters, -span))
             return behind, self.engine.losses(item)[0]
 
     def _auto_metrics(self) -> dict[str, Any]:
@@ -364,7 +382,7 @@ class Update:
         """|w - v|, the L2 distance of student and teacher over all ranks; nothing without a moving teacher."""
         if self.teacher is None or not self.teacher.moves:
             return {}
-        total = torch.tensor(self.teacher.gap(), dtype=torch.float64, device=self.engine.device)
+        total = self.teacher.gap().to(self.engine.device)
         if self.engine.shards.sharded:
             dist.all_reduce(total)
         return {"teacher_gap": math.sqrt(float(total))}

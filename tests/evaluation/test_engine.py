@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from unlearn_core import models
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Example, Formatter, train_tokenizer
 from unlearn_core.evaluation import generation, scoring, tofu
@@ -76,7 +77,7 @@ def test_scores_equal_single_examples_whatever_the_batch(model, examples, token_
 
 def test_an_architecture_with_its_own_head_goes_through_its_forward(model, examples, monkeypatch):
     plain = score_examples(model, examples, 400)
-    monkeypatch.setattr(scoring, "_PLAIN_HEADS", set())
+    monkeypatch.setattr(models, "_PLAIN_HEADS", set())
     own = score_examples(model, examples, 400)
     assert [s.matches for s in own] == [s.matches for s in plain]
     assert [s.avg_loss for s in own] == pytest.approx([s.avg_loss for s in plain], abs=1e-6)

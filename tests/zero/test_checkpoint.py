@@ -102,7 +102,7 @@ def test_no_pickle(checkpoint):
 def load_error(rank, world_size, config, folder, fingerprint):
     """The user's mistake that loading ends in."""
     model = load_model(config.model.path, config.model.dtype)
-    engine = ZeroEngine(model, config.zero, config.optimizer, bf16=False, micro_batch=1)
+    engine = ZeroEngine(model, config.zero, config.optimizer, bf16=False, batch=config.batch)
     try:
         load_checkpoint(engine, Update(engine, compose("ngdiff", {}), config), folder, fingerprint)
     except UserError as error:

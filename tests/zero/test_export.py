@@ -1,5 +1,6 @@
 """What is exported is what was trained, in a layout that transformers loads by itself."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,12 +9,13 @@ from safetensors.torch import load_file
 from training_runs import small_run, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unlearn_core.config import OptimizerConfig, ZeroConfig
+from unlearn_core.config import BatchConfig, OptimizerConfig, ZeroConfig
+from unlearn_core.data.packing import prepare
 from unlearn_core.data.tofu import open_benchmark
 from unlearn_core.data.tokenization import Example, collate, load_tokenizer, train_tokenizer
 from unlearn_core.loop import model_folder
 from unlearn_core.models import SmallLlama, build_small_llama, load_model
-from unlearn_core.objectives.likelihood import cross_entropy_sum
+from unlearn_core.objectives.likelihood import cross_entropy
 from unlearn_core.publish import is_complete
 from unlearn_core.zero import export
 from unlearn_core.zero.engine import ZeroEngine
@@ -43,18 +45,20 @@ def step_and_export(rank, world_size, model_path, stage, dtype, folder, max_byte
     model = load_model(str(model_path), dtype)
     if buffer:
         model.model.register_buffer("scale", torch.tensor([2.5, 3.5]))
-    engine = ZeroEngine(model, ZeroConfig(stage=stage), OptimizerConfig(learning_rate=1e-2), dtype == "bf16", 1)
-    batch = collate([Example("a", tuple(range(5, 25)), 4)], 0)
-    engine.gradient(
-        Pass(lambda output, here, _: cross_entropy_sum(output.logits, here.labels_BT), [batch], 16 * world_size)
+    engine = ZeroEngine(
+        model, ZeroConfig(stage=stage), OptimizerConfig(learning_rate=1e-2), dtype == "bf16", BatchConfig(micro=1)
     )
+    batch = collate([Example("a", tuple(range(5, 25)), 4)], 0)
+    inputs = prepare(batch, packed=True)
+    engine.gradient(Pass(lambda readout, _, __: readout.token_sum(cross_entropy), [inputs], 16 * world_size))
     engine.step(1e-2)
     if stage == 0:
         named = {name: p.detach().clone() for name, p in engine.module.named_parameters()}
     else:
         named = {n: safe_get_full_fp32_param(p).to(DTYPES[dtype]) for n, p in engine.module.named_parameters()}
+    everywhere = dataclasses.replace(inputs, predictors_N=torch.arange(20))
     with torch.no_grad():
-        logits_BTV = engine.engine(input_ids=batch.input_ids_BT, use_cache=False).logits
+        logits_TV = engine.engine(everywhere, lambda r: torch.nn.functional.linear(r.hidden_ND, r.weight_VD))
     if rank == 0:
         folder.mkdir()
     whole, export.MAX_FILE_BYTES = export.MAX_FILE_BYTES, max_bytes or export.MAX_FILE_BYTES
@@ -63,7 +67,7 @@ def step_and_export(rank, world_size, model_path, stage, dtype, folder, max_byte
     finally:
         export.MAX_FILE_BYTES = whole
     engine.close()
-    return named, logits_BTV
+    return named, logits_TV[None]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

@@ -72,13 +72,25 @@ EVERYWHERE = ("NGDiff, AdamW", "mean teacher", "MoCo's tracking buffers", "AutoL
     ("name", "layouts"), [(name, at) for name in RUNS for at in LAYOUTS if at == FIRST or name in EVERYWHERE]
 )
 def test_the_loss_goes_on(name, layouts, one_rank, two_ranks, taught, start, tmp_path):
+    goes_on(name, layouts, one_rank, two_ranks, taught, start, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mean teacher", "MoCo's tracking buffers"])
+def test_the_loss_goes_on_in_small_groups_of_parameters(name, one_rank, two_ranks, taught, start, tmp_path):
+    goes_on(
+        name, "1 rank at stage 3, 2 at 3, 1 at 2", one_rank, two_ranks, taught, start, tmp_path, zero__sub_group=3000
+    )
+
+
+def goes_on(name, layouts, one_rank, two_ranks, taught, start, tmp_path, **moving):
+    """Whether the run on moving layouts (and with `moving` settings there) has the losses of the one that stays."""
     write_generic_text(tmp_path)
     case, rate, options = RUNS[name]
     (workers, stage), *_ = LAYOUTS[layouts]
     ranks = {1: one_rank, 2: two_ranks}
     config = config_of(CASES[case], taught, tmp_path, rate, workers, stage, steps=STEPS, checkpoint_every=2, **options)
     ranks[workers].run(train, config, tmp_path / "whole")
-    moved = moved_run(ranks, name, LAYOUTS[layouts], taught, tmp_path)
+    moved = moved_run(ranks, name, LAYOUTS[layouts], taught, tmp_path, **moving)
     assert [line["step"] for line in step_lines(moved)] == list(range(1, STEPS + 1))
     for found, expected in zip(step_lines(moved), step_lines(tmp_path / "whole"), strict=True):
         for key in expected:

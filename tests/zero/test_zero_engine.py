@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from unlearn_core.config import OptimizerConfig, ZeroConfig
+from unlearn_core.config import BatchConfig, OptimizerConfig, ZeroConfig
+from unlearn_core.data.packing import prepare
 from unlearn_core.data.tokenization import Batch
-from unlearn_core.objectives.likelihood import cross_entropy_sum
-from unlearn_core.zero.engine import ZeroEngine, _deepspeed_config
+from unlearn_core.objectives.likelihood import cross_entropy, cross_entropy_sum
+from unlearn_core.zero.engine import ZeroEngine, deepspeed_config
 from unlearn_core.zero.passes import Pass
 
 STAGES = (0, 1, 2, 3)
@@ -77,23 +78,23 @@ def layout_name(value):
     return f"{value.stage}{'-offload' * value.offload_optimizer}" if isinstance(value, ZeroConfig) else str(value)
 
 
-def cross_entropy(output, batch, index):
-    return cross_entropy_sum(output.logits, batch.labels_BT)
+def of_tokens(readout, inputs, index):
+    return readout.token_sum(cross_entropy)
 
 
 def rows_of(step, objective, rank, world_size, weight=1.0):
-    rows = [data(step, objective, row) for row in range(rank, 4, world_size)]
-    return Pass(cross_entropy, rows, TOKENS, weight)
+    rows = [prepare(data(step, objective, row), packed=True) for row in range(rank, 4, world_size)]
+    return Pass(of_tokens, rows, TOKENS, weight)
 
 
 def summed_objectives(rank, world_size, zero):
     """Three steps, the same weighted sum by one backward; losses and final weights."""
-    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, batch=BatchConfig(micro=1))
     losses = []
     for step in range(STEPS):
         passes = [rows_of(step, k, rank, world_size, float(WEIGHTS[k])) for k in range(3)]
         forwarded = engine.losses(*passes)
-        found, _ = engine.gradient(*passes)
+        found = engine.means(engine.gradient(*passes)[0], passes)
         assert forwarded == pytest.approx(found, rel=1e-6)
         losses.append(found)
         engine.step(0.1)
@@ -105,7 +106,7 @@ def summed_objectives(rank, world_size, zero):
 def swapping(rank, world_size, zero, bf16=False):
     """Losses at the start weights, seen through a swap after two steps; and whether the swap left any trace."""
     model = Branches().bfloat16() if bf16 else Branches()
-    engine = ZeroEngine(model, zero, optimizer(), bf16=bf16, micro_batch=1)
+    engine = ZeroEngine(model, zero, optimizer(), bf16=bf16, batch=BatchConfig(micro=1))
     start = [master.detach().clone() for master in engine.shards.master()]
     item = rows_of(0, 0, rank, world_size)
     first = engine.losses(item)
@@ -126,16 +127,18 @@ def three_objectives(rank, world_size, zero):
     from deepspeed.utils import safe_get_full_grad
 
     stage = zero.stage
-    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, batch=BatchConfig(micro=1))
     grams, losses, gradient = [], [], {}
     for step in range(STEPS):
         gradients = []
         for objective in range(3):
             if gradients:
                 gradients[-1] = (gradients[-1][0], engine.take())
-            gradients.append(engine.gradient(rows_of(step, objective, rank, world_size)))
+            item = rows_of(step, objective, rank, world_size)
+            total, shard = engine.gradient(item)
+            gradients.append((engine.means(total, [item])[0], shard))
         shards = [shard for _, shard in gradients]
-        losses.append([loss for (loss,), _ in gradients])
+        losses.append([loss for loss, _ in gradients])
         grams.append(engine.gram(shards))
         engine.combine(shards[-1], WEIGHTS[-1], list(zip(shards[:-1], WEIGHTS[:-1], strict=True)))
         for name, parameter in engine.module.named_parameters():
@@ -209,13 +212,12 @@ def test_swapped_weights_are_seen_and_leave_no_trace(zero, bf16, two_ranks):
 
 def interrupted_accumulation(rank, world_size, zero):
     """Gram matrix of objective 0 on a fresh engine, and again after half of another objective was thrown away."""
-    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, micro_batch=1)
+    engine = ZeroEngine(Branches(), zero, optimizer(), bf16=False, batch=BatchConfig(micro=1))
     engine.gradient(rows_of(0, 0, rank, world_size))
     grams = [engine.gram([engine.take()])]
-    batch = data(1, 1, rank)
     engine.engine.set_gradient_accumulation_boundary(False)
-    output = engine.engine(input_ids=batch.input_ids_BT, attention_mask=None, use_cache=False)
-    engine.engine.backward(cross_entropy_sum(output.logits, batch.labels_BT), scale_wrt_gas=False)
+    loss = engine.engine(prepare(data(1, 1, rank), packed=True), lambda readout: readout.token_sum(cross_entropy))
+    engine.engine.backward(loss, scale_wrt_gas=False)
     engine.shards.reset()
     grams.append(engine.gram([engine.gradient(rows_of(0, 0, rank, world_size))[1]]))
     engine.close()
@@ -233,7 +235,7 @@ def fresh_bf16(rank, world_size, stage):
     model = Branches().bfloat16()
     before = {name: p.detach().clone().float() for name, p in model.named_parameters()}
     decay = optimizer(name="adamw", weight_decay=0.5)
-    engine = ZeroEngine(model, ZeroConfig(stage=stage), decay, bf16=True, micro_batch=1)
+    engine = ZeroEngine(model, ZeroConfig(stage=stage), decay, bf16=True, batch=BatchConfig(micro=1))
     states = [dict(engine.shards.optimizer_state(index)) for index in range(len(engine.shards.master()))]
     masters = torch.cat([tensor.detach().flatten() for tensor in engine.shards.master()])
     clipping = engine.engine.gradient_clipping()
@@ -249,13 +251,13 @@ def test_bf16_stage_0_starts_from_the_loaded_weights_and_no_state(two_ranks):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_deepspeeds_own_clipping_is_off(stage, one_rank):
-    config = _deepspeed_config(ZeroConfig(stage=stage), bf16=True, micro_batch=1)
+    config = deepspeed_config(ZeroConfig(stage=stage), bf16=True, micro_batch=1)
     assert config["gradient_clipping"] == 0.0
     assert one_rank.run(fresh_bf16, stage)[0][3] == 0.0
 
 
 def finite_answers(rank, world_size, stage):
-    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, micro_batch=1)
+    engine = ZeroEngine(Branches(), ZeroConfig(stage=stage), optimizer(), bf16=False, batch=BatchConfig(micro=1))
     answers = [engine.weights_are_finite()]
     if rank == world_size - 1:
         with torch.no_grad():

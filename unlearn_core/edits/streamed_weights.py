@@ -69,10 +69,24 @@ class StreamedWeights:
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor, on the CPU, in the file's dtype."""
+        return self._file_of(name).get_tensor(name)
+
+    def elements(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` - 1 of one flattened tensor; reads only the rows that they lie in."""
+        shape = self.shape(name)
+        part = self._file_of(name).get_slice(name)
+        if len(shape) < 2:
+            return part[start:stop]
+        row = math.prod(shape[1:])
+        first = start // row
+        rows = part[first : -(-stop // row)].reshape(-1)
+        return rows[start - first * row : stop - first * row]
+
+    def _file_of(self, name: str) -> Any:
         file = self._places[name]
         if file not in self._open:
             self._open = {file: safe_open(self.folder / file, framework="pt")}  # one file at a time stays open
-        return self._open[file].get_tensor(name)
+        return self._open[file]
 
     def write(self, final: Path, edit: Edit, marker: dict[str, Any], advance: Callable[[int], None] | None = None):
         """Publish an edited copy as a folder: same files, tensor names, shapes and dtypes, same config and tokenizer.

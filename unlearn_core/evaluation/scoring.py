@@ -18,10 +18,7 @@ from transformers import PreTrainedModel
 from unlearn_core.data.tokenization import Example
 from unlearn_core.evaluation.batching import batches_by_tokens
 from unlearn_core.evaluation.key_values import RowCache
-
-_PLAIN_HEADS = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma"}
-"""Architectures whose logits are `lm_head(last hidden state)` and nothing else, read in their source. Others scale or
-cap the logits (gemma2, cohere, granite), so they go through their own forward."""
+from unlearn_core.models import has_plain_head
 
 _LOGIT_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20}
 """Most memory for one slice of fp32 logits: a batch of 8,192 label tokens has 4 GB of them at 128,000 ids. On a CPU a
@@ -264,13 +261,13 @@ def _answer_states(
 def _states(model: PreTrainedModel, inputs: Mapping[str, Tensor], cache: RowCache | None = None) -> Tensor:
     """What `_head` makes logits of, at every position."""
     arguments = {**inputs, "past_key_values": cache, "use_cache": cache is not None}
-    if model.config.model_type in _PLAIN_HEADS:
+    if has_plain_head(model):
         return model.get_decoder()(**arguments).last_hidden_state
     return model(**arguments).logits
 
 
 def _head(model: PreTrainedModel) -> nn.Module:
-    plain = model.config.model_type in _PLAIN_HEADS
+    plain = has_plain_head(model)
     return cast(nn.Module, model.get_output_embeddings()) if plain else nn.Identity()
 
 

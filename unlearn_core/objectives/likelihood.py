@@ -83,7 +83,11 @@ def row_log_probs(
             hundred nats each: summed in fp32, DPO's gradient was off by 1e-6.
         count_B: fp64, label tokens of each row; no gradient. A row without any has 0 and a log-probability of 0.
     """
-    log_prob_N = -F.cross_entropy(wide(logits_NV), targets_N, reduction="none").double()
+    return sum_by_row(-F.cross_entropy(wide(logits_NV), targets_N, reduction="none").double(), rows_N, rows)
+
+
+def sum_by_row(log_prob_N: torch.Tensor, rows_N: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label tokens' log-probabilities, fp64, summed for each row; and how many there are. See `row_log_probs`."""
     log_prob_B = log_prob_N.new_zeros(rows).index_add(0, rows_N, log_prob_N)
     count_B = log_prob_B.new_zeros(rows).index_add(0, rows_N, torch.ones_like(log_prob_N))
     return log_prob_B, count_B

@@ -7,17 +7,28 @@ theta <- theta - eta d:
     AdamW   d = m' / (1 - beta1^t) / ( sqrt(v' / (1 - beta2^t)) + epsilon ) + lambda theta
             m' = beta1 m + (1 - beta1) g,   v' = beta2 v + (1 - beta2) g^2
 
-AutoLR probes along d; the optimizer then steps once, at the rate found, so its state advances once.
+AutoLR probes along d; the optimizer then steps once, at the rate found, so its state advances once. No shard of d is
+kept: a point theta + s d is made for one master tensor at a time, a chunk of it at a time.
 """
+
+from collections.abc import Iterator
 
 import torch
 
 from unlearn_core.zero.shards import GradientShards
 
+CHUNK = 2**24
+"""Elements of d that exist at a time: 64 MiB."""
+
 
 @torch.no_grad()
-def update_direction(shards: GradientShards) -> list[torch.Tensor]:
-    """D of the next optimizer step, laid out like `shards.master()`: fp32, one shard of memory.
+def points_beside(shards: GradientShards, masters: list[torch.Tensor], span: float) -> Iterator[torch.Tensor]:
+    """Theta + span x d, d that of the next optimizer step: one fp32 tensor for each of `shards.master()`.
+
+    Args:
+        shards: with the live gradient that the step will take.
+        masters: detached `shards.master()`, theta: a swap may have pointed the parameters elsewhere meanwhile.
+        span: any sign; the step itself goes to -rate.
 
     Raises:
         TypeError: the optimizer is neither torch's SGD nor torch's AdamW.
@@ -26,12 +37,19 @@ def update_direction(shards: GradientShards) -> list[torch.Tensor]:
     if type(optimizer) not in (torch.optim.SGD, torch.optim.AdamW):
         raise TypeError(f"no update direction for {type(optimizer).__name__}; known: SGD, AdamW")
     rule = _sgd if type(optimizer) is torch.optim.SGD else _adamw
-    group = optimizer.param_groups[0]  # one group: every shard has the same hyper-parameters
-    directions = []
-    for index, master in enumerate(shards.master()):
-        gradient = shards.flat_gradient(index)
-        directions.append(rule(gradient, master.detach(), shards.optimizer_state(index), group))
-    return directions
+    settings = optimizer.param_groups[0]  # every group has the same hyper-parameters
+    for index, master in enumerate(masters):
+        state = shards.optimizer_state(index)
+        point, flat = torch.empty_like(master), master.view(-1)
+        for start in range(0, flat.numel(), CHUNK):
+            stop = min(start + CHUNK, flat.numel())
+            part = {
+                name: value.view(-1)[start:stop] if torch.is_tensor(value) and value.dim() else value
+                for name, value in state.items()
+            }
+            d = rule(shards.gradient_slice(index, start, stop), flat[start:stop], part, settings)
+            torch.add(flat[start:stop], d, alpha=span, out=point.view(-1)[start:stop])
+        yield point
 
 
 def _sgd(gradient: torch.Tensor, master: torch.Tensor, state: dict, group: dict) -> torch.Tensor:

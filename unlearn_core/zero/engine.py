@@ -13,7 +13,7 @@ would rescale NGDiff, whose norm is near 1.41); clipping by the combined norm is
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +22,10 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from unlearn_core.config import OptimizerConfig, ZeroConfig
-from unlearn_core.data.tokenization import Batch
+from unlearn_core.config import BatchConfig, OptimizerConfig, ZeroConfig
+from unlearn_core.data.packing import PassInputs
 from unlearn_core.errors import MissingPackageError
+from unlearn_core.forward import Forward, Read
 
 # DeepSpeed 0.19 still calls names that torch 2.13 renamed: two lines a step in every worker's log.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
@@ -37,29 +38,34 @@ import deepspeed  # noqa: E402  (reads DS_ACCELERATOR when imported)
 from unlearn_core.zero.layouts import open_shards  # noqa: E402
 from unlearn_core.zero.passes import Pass  # noqa: E402
 from unlearn_core.zero.shards import GradientShards  # noqa: E402
+from unlearn_core.zero.waiting_room import WaitingRoom  # noqa: E402
+
+# Else DeepSpeed compiles a shared-memory collective on a CPU (over 40 s, needs a compiler); gloo serves.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 GRAM_CHUNK = {"cpu": 2**17, "cuda": 2**24}
-"""Elements cast to fp64 at a time: 1 MiB stays in a CPU's cache, 128 MiB keeps a GPU busy; a shard is never doubled."""
+"""Elements cast up at a time: 1 MiB of fp64 stays in a CPU's cache, 64 MiB of fp32 keep a GPU busy."""
+GRAM_BLOCK = 2**12
+"""Elements whose products a GPU adds up in fp32; the sums of blocks are added in fp64."""
 
 
 class ZeroEngine:
     """DeepSpeed engine, gradient shards and learning rate of one training run.
 
     Args:
-        model: a causal LM in fp32 or bf16, whole on every rank (DeepSpeed partitions it).
+        model: a causal LM in fp32 or bf16, whole on every rank (DeepSpeed partitions it), or partitioned already.
         zero: stage and activation checkpointing.
         optimizer: name and hyper-parameters; its schedule is the caller's.
         bf16: train in bf16 with fp32 master weights.
-        micro_batch: rows a forward pass.
+        batch: rows a forward pass, whether they are packed, label rows whose logits exist at a time.
 
-    torch.distributed must be initialised. Attributes: `device`, `rank`, `world_size`, `shards`, `module`.
+    torch.distributed must be initialised. Attributes: `device`, `rank`, `world_size`, `shards`, `module` (the model),
+    `packs` (whether forward passes take packed rows).
     """
 
     def __init__(
-        self, model: torch.nn.Module, zero: ZeroConfig, optimizer: OptimizerConfig, bf16: bool, micro_batch: int
+        self, model: torch.nn.Module, zero: ZeroConfig, optimizer: OptimizerConfig, bf16: bool, batch: BatchConfig
     ):
-        # Without this DeepSpeed compiles a shared-memory collective on CPU (over 40 s, needs a compiler); gloo serves.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.bf16 = bf16
         if zero.activation_checkpointing:
@@ -67,28 +73,32 @@ class ZeroEngine:
             enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        forward = Forward(model, batch.packed, batch.logit_rows)
+        self.packs = forward.packs
+        groups = _parameter_groups(parameters, zero.sub_group if zero.stage in (1, 2) else 0)
         self.engine: Any
         self.engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=_torch_optimizer(parameters, optimizer),  # type: ignore[arg-type]
-            config=_deepspeed_config(zero, bf16, micro_batch),
+            model=forward,
+            optimizer=_torch_optimizer(groups, optimizer),  # type: ignore[arg-type]
+            config=deepspeed_config(zero, bf16, batch.micro),
             dist_init_required=not deepspeed.comm.is_initialized(),
         )
-        self.module: Any = self.engine.module
+        self.module: Any = model
+        self._waiting = WaitingRoom() if zero.park_gradients else None
         self.device = self.engine.device
         self.shards: GradientShards = open_shards(self.engine)
         self.progress: Callable[[], None] = lambda: None
         """Called at each sign of progress, before the ranks next wait for each other."""
 
-    def gradient(self, *passes: Pass) -> tuple[list[float], list[torch.Tensor]]:
+    def gradient(self, *passes: Pass) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Gradient of sum_k weight_k loss_k over the global batch, by one backward for each micro-batch.
 
         Args:
             passes: one for an objective's own gradient, several for a summed one.
 
         Returns:
-            Each pass's loss, a mean over its normaliser, equal on every rank and without its weight; and this rank's
-            gradient shard: the live buffers, until `take` or `step`.
+            Each pass's loss on this rank, without its weight: a sum, for `means`, on the device, since to read it would
+            make the CPU wait; and this rank's gradient shard: the live buffers, until `take` or `step`.
         """
         if len(passes) > 1 and not self.shards.sums_unused:
             return self._gradient_by_parts(passes)
@@ -104,20 +114,20 @@ class ZeroEngine:
                 self.progress()
                 self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
                 totals[number] += loss_sum.detach().double()
-        return self._means(totals, passes), self.shards.live()
+        return totals, self.shards.live()
 
-    def _gradient_by_parts(self, passes: Sequence[Pass]) -> tuple[list[float], list[torch.Tensor]]:
+    def _gradient_by_parts(self, passes: Sequence[Pass]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The same, each pass reduced on its own and summed afterwards: one more gradient shard, on the host."""
-        losses: list[float] = []
-        total: list[torch.Tensor] = []
+        totals: list[torch.Tensor] = []
+        summed: list[torch.Tensor] = []
         for item in passes:
-            (loss,), live = self.gradient(item)
-            losses.append(loss)
-            if total:
-                self.combine(live, 1.0, [(total, 1.0)])
+            total, live = self.gradient(item)
+            totals.append(total)
+            if summed:
+                self.combine(live, 1.0, [(summed, 1.0)])
             if item is not passes[-1]:
-                total = self.take()
-        return losses, self.shards.live()
+                summed = self.take()
+        return torch.cat(totals), self.shards.live()
 
     @torch.no_grad()
     def losses(self, *passes: Pass) -> list[float]:
@@ -126,35 +136,32 @@ class ZeroEngine:
         for number, item in enumerate(passes):
             for index, batch in enumerate(item.micro_batches):
                 totals[number] += self._loss_sum(item, batch, index).double()
-        return self._means(totals, passes)
+        return self.means(totals, passes)
 
     @torch.no_grad()
-    def outputs(self, batches: Sequence[Batch], hidden: bool = False) -> Iterator[tuple[Any, Batch]]:
-        """The model's output for each micro-batch, and that batch on the device; every rank has the same number."""
-        for batch in batches:
-            here = batch.to(self.device)
-            yield self._forward(here, hidden), here
+    def read(self, inputs: Sequence[PassInputs], read: Read, layer: int | None = None) -> Iterator[Any]:
+        """What `read` makes of each forward pass, without a gradient; every rank has the same number."""
+        for one in inputs:
+            yield self._forward(one.to(self.device), read, layer)
 
     @contextmanager
-    def swapped(self, source: list[torch.Tensor]) -> Iterator[None]:
+    def swapped(self, source: Iterable[torch.Tensor]) -> Iterator[None]:
         """Forward passes inside see `source`, laid out like `shards.master()`; afterwards all is as before."""
         with self.shards.swapped(source):
             yield
 
-    def _loss_sum(self, item: Pass, batch: Batch, index: int) -> torch.Tensor:
-        here = batch.to(self.device)
-        loss_sum = item.loss(self._forward(here, item.hidden), here, index)
-        return loss_sum if batch.counts else loss_sum * 0.0
+    def _loss_sum(self, item: Pass, inputs: PassInputs, index: int) -> torch.Tensor:
+        here = inputs.to(self.device)
+        loss_sum = self._forward(here, lambda readout: item.loss(readout, here, index), item.layer)
+        return loss_sum if inputs.counts else loss_sum * 0.0
 
-    def _forward(self, batch: Batch, hidden: bool) -> Any:
+    def _forward(self, inputs: PassInputs, read: Read, layer: int | None) -> Any:
         self.progress()
-        extra = {"output_hidden_states": True} if hidden else {}
-        return self.engine(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, **extra
-        )
+        return self.engine(inputs, read, layer)
 
     @staticmethod
-    def _means(totals: torch.Tensor, passes: Sequence[Pass]) -> list[float]:
+    def means(totals: torch.Tensor, passes: Sequence[Pass]) -> list[float]:
+        """Each pass's loss over the global batch, a mean over its normaliser, equal on every rank."""
         dist.all_reduce(totals)
         return [float(total) / item.normaliser for total, item in zip(totals.cpu(), passes, strict=True)]
 
@@ -164,24 +171,25 @@ class ZeroEngine:
 
     def take(self) -> list[torch.Tensor]:
         """Keep the live gradient aside and clean the buffers for the next objective."""
-        return self.shards.take()
+        taken = self.shards.take()
+        return taken if self._waiting is None else self._waiting.enter(taken)
 
     def gram(self, shards: Sequence[list[torch.Tensor]]) -> NDArray[np.float64]:
         """Global dot products of K gradients: shape (K, K), fp64, equal on every rank.
 
-        fp64 because an fp32 dot on CPU was off by 2.4e-5 in the diagonal; one all-reduce of K x K numbers.
+        fp64 on a CPU, where an fp32 dot was off by 2.4e-5 in the diagonal; on a GPU fp32 within blocks and fp64 over
+        them. One all-reduce of K x K numbers.
         """
+        if self._waiting is not None:
+            self._waiting.leave_in_order()
         count = len(shards)
-        device = shards[0][0].device  # the host's under optimizer offload
+        device = shards[-1][0].device  # the host's under optimizer offload
         size = GRAM_CHUNK["cpu" if device.type == "cpu" else "cuda"]
         gram_KK = torch.zeros(count, count, dtype=torch.float64, device=device)
         for tensors in zip(*shards, strict=True):
             chunks = zip(*(tensor.detach().reshape(-1).split(size) for tensor in tensors), strict=True)
             for chunk in chunks:
-                doubles = [part.double() for part in chunk]
-                for i in range(count):
-                    for j in range(i, count):
-                        gram_KK[i, j] += torch.dot(doubles[i], doubles[j])
+                add_products(gram_KK, [part.to(device, non_blocking=True) for part in chunk])
         gram_KK = (gram_KK + gram_KK.triu(1).T).to(self.device)
         if self.shards.sharded:
             dist.all_reduce(gram_KK)
@@ -201,12 +209,18 @@ class ZeroEngine:
             live_weight: their own factor.
             others: gradients or tracking buffers kept aside, and their factors; a factor of 0 is skipped.
         """
-        for index, tensor in enumerate(live):
-            if live_weight != 1.0:
-                tensor.mul_(live_weight)
-            for shard, weight in others:
-                if weight != 0.0:
-                    tensor.add_(shard[index], alpha=weight)
+        if live_weight != 1.0:
+            torch._foreach_mul_(live, live_weight)  # pyright: ignore[reportPrivateImportUsage]
+        for shard, weight in others:
+            if weight == 0.0:
+                continue
+            if shard[0].device == live[0].device:
+                torch._foreach_add_(live, shard, alpha=weight)  # pyright: ignore[reportPrivateImportUsage]
+                continue
+            for tensor, parked in zip(live, shard, strict=True):
+                size = GRAM_CHUNK["cuda"]
+                for part, waiting in zip(tensor.view(-1).split(size), parked.view(-1).split(size), strict=True):
+                    part.add_(waiting.to(part.device, non_blocking=True), alpha=weight)
 
     def step(self, learning_rate: float) -> None:
         """One optimizer step along the live buffers, which are clean afterwards."""
@@ -235,7 +249,40 @@ class ZeroEngine:
         return bool(bad.item() == 0)
 
 
-def _torch_optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+def add_products(gram_KK: torch.Tensor, parts: Sequence[torch.Tensor]) -> None:
+    """Add the dot products of K flat pieces to the upper triangle of `gram_KK`."""
+    on_cpu = gram_KK.device.type == "cpu"
+    wide = [part.double() if on_cpu else blocks(part) for part in parts]
+    for i in range(len(wide)):
+        for j in range(i, len(wide)):
+            gram_KK[i, j] += torch.dot(wide[i], wide[j]) if on_cpu else block_dot(wide[i], wide[j])
+
+
+def blocks(flat: torch.Tensor) -> torch.Tensor:
+    """A flat tensor in fp32 as rows of `GRAM_BLOCK`, filled up with zeros."""
+    missing = -flat.numel() % GRAM_BLOCK
+    return torch.nn.functional.pad(flat.float(), (0, missing)).view(-1, GRAM_BLOCK)
+
+
+def block_dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Dot product of two tensors from `blocks`: fp32 within a row, fp64 over rows."""
+    return torch.linalg.vecdot(left, right).double().sum()
+
+
+def _parameter_groups(parameters: list[torch.nn.Parameter], most: int) -> list[dict[str, Any]]:
+    """Groups of at most `most` elements, or of one parameter: DeepSpeed casts a whole group's gradient to fp32."""
+    groups: list[dict[str, Any]] = [{"params": []}]
+    size = 0
+    for parameter in parameters:
+        if most and groups[-1]["params"] and size + parameter.numel() > most:
+            groups.append({"params": []})
+            size = 0
+        groups[-1]["params"].append(parameter)
+        size += parameter.numel()
+    return groups
+
+
+def _torch_optimizer(parameters: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
@@ -263,7 +310,8 @@ def _torch_optimizer(parameters: list[torch.nn.Parameter], config: OptimizerConf
     )
 
 
-def _deepspeed_config(zero: ZeroConfig, bf16: bool, micro_batch: int) -> dict[str, Any]:
+def deepspeed_config(zero: ZeroConfig, bf16: bool, micro_batch: int) -> dict[str, Any]:
+    """What DeepSpeed is told."""
     on_gpu = torch.cuda.is_available()
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -271,12 +319,14 @@ def _deepspeed_config(zero: ZeroConfig, bf16: bool, micro_batch: int) -> dict[st
         "gradient_accumulation_steps": 1,
         # Explicit: DeepSpeed's default of 1.0 would silently rescale the combined gradient.
         "gradient_clipping": 0.0,
-        "bf16": {"enabled": bf16},
+        # The Gram matrix says whether gradients are finite, before the step; another pass over them is saved.
+        "bf16": {"enabled": bf16, "check_grad_overflow": False},
         "zero_optimization": {
             "stage": zero.stage,
             "overlap_comm": zero.overlap_comm,
             "contiguous_gradients": True,
             "round_robin_gradients": False,
+            **({"sub_group_size": zero.sub_group} if zero.stage == 3 else {}),
             **({"offload_optimizer": {"device": "cpu", "pin_memory": on_gpu}} if zero.offload_optimizer else {}),
         },
         "zero_allow_untested_optimizer": True,

@@ -4,7 +4,7 @@ Every private DeepSpeed attribute that this project touches is named in this fil
 so that a DeepSpeed whose internals moved fails at once instead of training on the wrong buffer. Tried with 0.19.8.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,16 +86,16 @@ class ReplicatedFp32(GradientShards):
         return [[Fragment(names[id(parameter)], 0, parameter.numel(), 0)] for parameter in self._parameters()]
 
     @torch.no_grad()
-    def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
+    def push(self, source: Iterable[torch.Tensor]) -> None:  # noqa: D102
         for parameter, tensor in zip(self._parameters(), source, strict=True):
             parameter.data.copy_(tensor)
 
     @contextmanager
-    def swapped(self, source: list[torch.Tensor]) -> Iterator[None]:  # noqa: D102
+    def swapped(self, source: Iterable[torch.Tensor]) -> Iterator[None]:  # noqa: D102
         # Here the master IS the weights: point the parameters elsewhere instead of writing over them.
         kept = [parameter.data for parameter in self._parameters()]
         for parameter, tensor in zip(self._parameters(), source, strict=True):
-            parameter.data = tensor.data.view(parameter.shape)
+            parameter.data = tensor.data.to(parameter.device).view(parameter.shape)
         try:
             yield
         finally:
@@ -147,7 +147,7 @@ class ReplicatedBf16(GradientShards):
         return [[Fragment(names[id(weight)], 0, weight.numel(), 0)] for weight in self._low_precision()]
 
     @torch.no_grad()
-    def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
+    def push(self, source: Iterable[torch.Tensor]) -> None:  # noqa: D102
         for parameter, tensor in zip(self._low_precision(), source, strict=True):
             parameter.data.copy_(tensor)
 
@@ -168,9 +168,15 @@ class Zero12Shards(GradientShards):
         "optimizer",
     )
 
+    def __init__(self, engine: Any):
+        super().__init__(engine)
+        self._numels: list[int] = []
+        """Elements of the live gradient for each group: DeepSpeed may or may not add a tensor for the padding."""
+
     def live(self) -> list[torch.Tensor]:  # noqa: D102
-        groups = self.wrapper.averaged_gradients
-        return [tensor for index in sorted(groups) for tensor in groups[index]]
+        groups = self.pieces()
+        self._numels = [sum(tensor.numel() for tensor in group) for group in groups]
+        return [tensor for group in groups for tensor in group]
 
     def take(self) -> list[torch.Tensor]:  # noqa: D102
         taken = self.live()
@@ -207,11 +213,10 @@ class Zero12Shards(GradientShards):
         return found
 
     def gradient_numel(self, master: torch.Tensor, fragments: list[Fragment]) -> int:  # noqa: D102
-        # DeepSpeed may or may not add a tensor for the padding at the end; with one parameter group nothing follows.
-        return sum(fragment.length for fragment in fragments)
+        return self._numels[[id(one) for one in self.master()].index(id(master))]
 
     @torch.no_grad()
-    def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
+    def push(self, source: Iterable[torch.Tensor]) -> None:  # noqa: D102
         for index, tensor in enumerate(source):
             parts = self.wrapper.parallel_partitioned_bit16_groups[index]
             group = self.wrapper.real_dp_process_group[index]
@@ -307,7 +312,7 @@ class Zero3Shards(GradientShards):
         return [torch.cat(flats)]
 
     @torch.no_grad()
-    def push(self, source: list[torch.Tensor]) -> None:  # noqa: D102
+    def push(self, source: Iterable[torch.Tensor]) -> None:  # noqa: D102
         for flat, tensor in zip(self.wrapper.fp16_partitioned_groups_flat, source, strict=True):
             flat.data.copy_(tensor)
         self.wrapper.parameter_offload.empty_partition_cache()  # gathered copies hold the old values

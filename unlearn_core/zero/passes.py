@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from unlearn_core.data.tokenization import Batch
+from unlearn_core.data.packing import PassInputs
 
-LossSum = Callable[[Any, Batch, int], torch.Tensor]
-"""(output of the model, batch on its device, number of the micro-batch) -> scalar sum over label tokens or rows."""
+LossSum = Callable[[Any, PassInputs, int], torch.Tensor]
+"""(readout, inputs on its device, number of the micro-batch) -> scalar sum over label tokens or rows."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Pass:
     """One objective's part of a step on this rank: forward passes and their loss."""
 
     loss: LossSum
-    micro_batches: Sequence[Batch]
+    micro_batches: Sequence[PassInputs]
     """This rank's part of the global batch; every rank has the same number."""
     normaliser: float
     """Label tokens or rows of the whole global batch: the one divisor of every micro-batch and rank."""
     weight: float = 1.0
     """Factor of its gradient where several passes are summed."""
-    hidden: bool = False
-    """Whether the loss reads the hidden states of the layers."""
+    layer: int | None = None
+    """The block whose hidden states the loss reads; None for the output layer."""

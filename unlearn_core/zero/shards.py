@@ -6,7 +6,7 @@ parameter that lies in a master tensor: what a checkpoint needs to be read by an
 """
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +55,11 @@ class GradientShards(abc.ABC):
         """fp32 weights that this rank updates; one tensor for each optimizer (sub-)group or parameter."""
 
     @abc.abstractmethod
-    def push(self, source: list[torch.Tensor]) -> None:
-        """Cast `source`, laid out like `master()`, into the weights that forward passes read, on every rank."""
+    def push(self, source: Iterable[torch.Tensor]) -> None:
+        """Cast `source`, laid out like `master()`, into the weights that forward passes read, on every rank.
+
+        Taken one tensor at a time: a generator's tensors never exist together. Any device.
+        """
 
     @abc.abstractmethod
     def pieces(self) -> list[list[torch.Tensor]]:
@@ -103,7 +106,7 @@ class GradientShards(abc.ABC):
         return master.numel()
 
     @contextmanager
-    def swapped(self, source: list[torch.Tensor]) -> Iterator[None]:
+    def swapped(self, source: Iterable[torch.Tensor]) -> Iterator[None]:
         """Forward passes inside see `source`, laid out like `master()`; afterwards all is as before, bit for bit.
 
         No copy is kept: the weights are cast again from the fp32 master, as the optimizer does after each step.
@@ -114,15 +117,17 @@ class GradientShards(abc.ABC):
         finally:
             self.push(self.master())
 
-    def flat_gradient(self, index: int) -> torch.Tensor:
-        """Live gradient of `master()[index]` in its shape and dtype, a copy; zero where the master is padding."""
+    def gradient_slice(self, index: int, start: int, stop: int) -> torch.Tensor:
+        """Elements of the live gradient of `master()[index]`, flattened: a copy in fp32; zero where it is padding."""
         master = self.master()[index]
-        flat = torch.zeros(master.numel(), dtype=master.dtype, device=master.device)
+        flat = torch.zeros(stop - start, dtype=master.dtype, device=master.device)
         offset = 0
         for piece in self.pieces()[index]:
-            flat[offset : offset + piece.numel()] = piece.detach().reshape(-1).to(flat)
+            begin, end = max(start, offset), min(stop, offset + piece.numel())
+            if begin < end:
+                flat[begin - start : end - start] = piece.detach().reshape(-1)[begin - offset : end - offset].to(flat)
             offset += piece.numel()
-        return flat.view(master.shape)
+        return flat
 
     def take(self) -> list[torch.Tensor]:
         """This objective's gradient, detached from the live buffers, which are then clean."""
