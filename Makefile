@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test lint audit clean
+.PHONY: setup demo test lint docs docs-check audit clean
 
 setup: $(STAMP)
 
@@ -28,10 +28,18 @@ test: setup
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
+# The site, in docs/_build/html; a warning, such as a link that leads nowhere, is an error.
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+# The commands of README and docs/ that train, evaluate or search, really run at their smallest size; half an hour.
+docs-check: setup
+	$(BIN)/python -m tests.docs.full_run
+
 # Known vulnerabilities of the pins; exit code 2 of the script means that the advisory service did not answer.
 audit:
 	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
 	$(PYTHON) .ci/audit .venv-audit/bin/pip-audit
 
 clean:
-	rm -rf outputs .pytest_cache .ruff_cache
+	rm -rf outputs docs/_build .pytest_cache .ruff_cache

@@ -1,13 +1,15 @@
 """`unlearn cluster start`, `status` and `stop`: a Ray head on this machine."""
 
-import json
+import dataclasses
 from typing import Annotated, Any
 
 import typer
 
+from pipelines import terminal
+from pipelines.terminal import Ending, ScriptableTyper
 from unlearn_core.errors import UserError
 
-cluster_app = typer.Typer(
+cluster_app = ScriptableTyper(
     name="cluster",
     help="A Ray head on this machine, in the background, for `unlearn submit` and for drivers.",
     no_args_is_help=True,
@@ -34,11 +36,11 @@ def start(
     num_cpus: Annotated[int | None, typer.Option(help="Logical CPUs; default: the machine's.", min=0)] = None,
     num_gpus: Annotated[int | None, typer.Option(help="GPUs; default: the machine's.", min=0)] = None,
     token: Annotated[bool, typer.Option("--token", help="Token authentication on the loopback too.")] = False,
-) -> None:
+) -> Any:
     """Start a Ray head in the background and wait until it takes jobs."""
     from pipelines import local_cluster
 
-    out = _out()
+    out = terminal.out
     before = local_cluster.recorded()
     if before is not None and not before.runs:
         out.print(f"The cluster recorded before (process {before.pid}) has ended; its record is replaced.")
@@ -58,25 +60,20 @@ def start(
             f"ray start --address={cluster.address}"
         )
     out.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    return _document(cluster)
 
 
 @cluster_app.command(
     epilog="**Examples**\n\n`unlearn cluster status`\n\n`unlearn cluster status --json`\n\nExit code 1: none runs."
 )
-def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+def status() -> Any:
     """Say whether the cluster that was started here runs, and where."""
-    import dataclasses
-
     from pipelines import local_cluster
 
-    out = _out()
+    out = terminal.out
     cluster = local_cluster.recorded()
     alive = cluster is not None and cluster.runs
-    if as_json:
-        fields = dataclasses.asdict(cluster) if cluster is not None else {}
-        fields.pop("mark", None)
-        print(json.dumps({"running": alive} | fields, indent=2))
-    elif cluster is None:
+    if cluster is None:
         out.print("No cluster was started here; `unlearn cluster start` starts one.")
     elif not alive:
         out.print(f"The cluster recorded here (process {cluster.pid}) has ended; `unlearn cluster start` starts one.")
@@ -85,12 +82,11 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For scripts.")]
         where = f"Ray head {cluster.address}, dashboard and Jobs API {cluster.jobs_url}"
         secured = f"token in {cluster.token_path}" if cluster.token_path else "no token"
         out.print(f"{where}; {count} processes, {secured}", highlight=False, soft_wrap=True)
-    if not alive:
-        raise typer.Exit(1)
+    return Ending(_document(cluster), 0 if alive else 1)
 
 
 @cluster_app.command(epilog="**Example**\n\n`unlearn cluster stop`\n\nEnds what `unlearn cluster start` started, only.")
-def stop() -> None:
+def stop() -> Any:
     """End the cluster that was started here; jobs that still run end with it."""
     from pipelines import local_cluster
 
@@ -100,14 +96,15 @@ def stop() -> None:
     alive = cluster.runs
     killed = local_cluster.stop(cluster)
     ended = "Stopped." if alive else f"It had ended already (process {cluster.pid}); its record is removed."
-    _out().print(ended + (f" {killed} processes had to be killed." if killed else ""))
+    terminal.out.print(ended + (f" {killed} processes had to be killed." if killed else ""))
+    return {"was_running": alive, "killed": killed}
+
+
+def _document(cluster: Any) -> dict[str, Any]:
+    fields = {} if cluster is None else dataclasses.asdict(cluster)
+    fields.pop("mark", None)
+    return {"running": cluster is not None and cluster.runs} | fields
 
 
 def _exports(cluster: Any) -> str:
     return " ".join(f"{name}={value}" for name, value in cluster.environment().items())
-
-
-def _out() -> Any:
-    from pipelines import cli  # it includes this file, so not at the top
-
-    return cli.out

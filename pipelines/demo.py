@@ -1,6 +1,6 @@
-"""The demo: on one machine, in minutes, the whole line from rows to a frontier.
+"""The demo: on one machine, in minutes, the whole line from rows to a frontier and its report.
 
-    finetune target and reference -> unlearn with NGDiff and with GradDiff -> evaluate every checkpoint -> frontier
+    finetune target and reference -> unlearn with NGDiff and with GradDiff -> evaluate every checkpoint -> report
 
 Synthetic benchmark, small Llamas trained from scratch, a local Ray. Each part is the same code that a cluster runs and
 is skipped when its output is whole, so the command can be repeated.
@@ -14,6 +14,7 @@ from rich.console import Console
 from pipelines.evaluate import EvaluationConfig, ModelPoint, discover_run, evaluate
 from pipelines.finetune import finetune
 from pipelines.frontier import FrontierSummary, frontier
+from pipelines.report.write import report
 from pipelines.runs import recipe_path, resolve_model
 from pipelines.train import train
 from unlearn_core.config import FinetuneConfig, RunConfig, load_config
@@ -29,6 +30,7 @@ class DemoResult:
 
     metrics: Path
     plot: Path
+    page: Path
     summary: FrontierSummary
 
 
@@ -60,9 +62,10 @@ def demo(output: Path, console: Console, workers: int | None = None) -> DemoResu
         points, tofu.suite(open_benchmark(data.benchmark), data.forget[0]), output / "evaluation", settings,
         require_reference=True, console=console,
     )  # fmt: skip
-    console.rule("4/4  frontier")
+    console.rule("4/4  frontier and report")
     summary = frontier([output / "evaluation"], output / "frontier")
-    return DemoResult(output / "evaluation" / "metrics.csv", output / "frontier" / "frontier.png", summary)
+    page, _ = report([output / "evaluation"], output / "report")
+    return DemoResult(output / "evaluation" / "metrics.csv", output / "frontier" / "frontier.png", page, summary)
 
 
 def stars(target: Path, reference: Path) -> list[ModelPoint]:

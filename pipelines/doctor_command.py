@@ -1,7 +1,5 @@
 """`unlearn doctor`: is the cluster fit for a run?"""
 
-import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pipelines import terminal
+from pipelines.terminal import Ending
 from unlearn_core.errors import UserError
 
 EPILOG = (
@@ -29,10 +29,9 @@ def doctor(
     model: Annotated[str | None, typer.Option(help="Model of the run: a folder or hub name.")] = None,
     data: Annotated[str | None, typer.Option(help="Data of the run: a folder, file or hub name.")] = None,
     need_gib: Annotated[float, typer.Option(help="Free disk below which to warn, in GiB.", min=0)] = 20.0,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts: all facts and checks.")] = False,
-) -> None:
+) -> Any:
     """Check the cluster's nodes: versions, GPUs, shared output, disk, model, data, memory, clocks."""
-    from pipelines import cli, doctor, local_cluster  # cli includes this file, so not at the top
+    from pipelines import doctor, local_cluster
     from pipelines.ray_session import start_ray
 
     here = local_cluster.running()
@@ -42,16 +41,12 @@ def doctor(
     start_ray()
     driver, nodes, unseen = doctor.examine(_absolute(output, "--output"), _path_or_name(model), _path_or_name(data))
     found = doctor.checks(driver, nodes, unseen, need_gib)
-    if as_json:
-        facts: dict[str, Any] = {"driver": dataclasses.asdict(driver), "nodes": [dataclasses.asdict(n) for n in nodes]}
-        print(json.dumps(facts | {"checks": [dataclasses.asdict(check) for check in found]}, indent=2))
-    else:
-        table = Table("check", "", "found", "what to do")
-        for check in found:
-            table.add_row(check.name, f"[{_COLOURS[check.status]}]{check.status}[/]", check.found, check.remedy)
-        cli.out.print(table)
-    if any(check.status == "failed" for check in found):
-        raise typer.Exit(1)
+    table = Table("check", "", "found", "what to do")
+    for check in found:
+        table.add_row(check.name, f"[{_COLOURS[check.status]}]{check.status}[/]", check.found, check.remedy)
+    terminal.out.print(table)
+    document = {"driver": driver, "nodes": nodes, "checks": found}
+    return Ending(document, 1 if any(check.status == "failed" for check in found) else 0)
 
 
 def _absolute(path: str | None, option: str) -> str | None:

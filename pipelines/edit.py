@@ -14,18 +14,17 @@ import json
 import math
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pipelines.model_cards import write_cards
+from pipelines.stage_progress import StageProgress
 from unlearn_core.data.rows import Row
 from unlearn_core.data.sources import looks_like_path
 from unlearn_core.data.tofu import matching, open_benchmark
@@ -51,7 +50,6 @@ from unlearn_core.strict import Strict
 RUN = "run.json"
 POINTS = "points.json"
 LAYERS = "layers.json"
-LOG_SECONDS = 10.0
 TOKEN_BUDGET = 4096
 """Most tokens of a forward pass when scoring."""
 
@@ -206,7 +204,7 @@ def search_slug(config: SlugConfig, output: Path, console: Console | None = None
             raise UserError(f"the reference '{config.reference}' gives no finite forget probability; check the model")
     model = load_model(config.model, dtype).to(device)  # pyright: ignore[reportArgumentType]
     _check_stored_names(model, base)
-    with _Stages(console) as stages:
+    with StageProgress(console) as stages:
         result = slug(
             model,
             forget,
@@ -285,7 +283,7 @@ def _along_a_line(
     check_same_tensors(start, other)  # before the folder is made
     record = _begin(config, method, output)
     points: list[dict[str, Any]] = []
-    with _Stages(console) as stages:
+    with StageProgress(console) as stages:
         written, total = 0, start.bytes * len(config.weights)
 
         def advance(count: int) -> None:
@@ -338,6 +336,7 @@ def _finish(record: dict[str, Any], output: Path, points: list[dict[str, Any]], 
     folder = _model_folder(output, last)
     ending = {"status": "finished", "steps": len(points), "step": len(points), "reason": ""}
     write_json(output / RUN, record | ending | {"last_model": str(folder.relative_to(output))})
+    write_cards(output)
     return Edits(output, points, folder)
 
 
@@ -422,35 +421,3 @@ def _refuse_repeats(config: Any) -> Any:
     if len(set(config.weights)) < len(config.weights):
         raise ValueError(f"weights {list(config.weights)} repeat a value; give each once")
     return config
-
-
-class _Stages:
-    """Progress of work in stages: a bar for each on a terminal, a line every ten seconds in a log file."""
-
-    def __init__(self, console: Console | None) -> None:
-        self._console = console
-        self._bars: Progress | None = None
-        self._tasks: dict[str, Any] = {}
-        self._shown = -math.inf
-
-    def __enter__(self) -> Self:
-        if self._console is not None and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-            self._bars = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console)
-            self._bars.start()
-        return self
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self._bars is not None:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done)
-        elif self._console is not None and (done >= total or time.monotonic() - self._shown >= LOG_SECONDS):
-            self._shown = time.monotonic()
-            self._console.print(f"{stage}: {100 * done / total:.0f} %", highlight=False, soft_wrap=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()

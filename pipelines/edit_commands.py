@@ -6,9 +6,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pipelines import terminal
 from pipelines.locations import output_place
+from pipelines.terminal import ScriptableTyper
 
-edit_app = typer.Typer(
+edit_app = ScriptableTyper(
     name="edit",
     help="Make new models from old ones in one shot, without training; `unlearn evaluate` takes the result as a run.",
     no_args_is_help=True,
@@ -35,14 +37,14 @@ def interpolate(
         list[float] | None, typer.Option("--weight", "-a", help="From 0 to 1. Repeatable. Default: 0.25, 0.5, 0.75.")
     ] = None,
     name: Name = None,
-) -> None:
+) -> Any:
     """Mix an unlearned model back towards its target: (1 - a) unlearned + a target."""
     from pipelines.edit import InterpolationConfig, run_name
     from pipelines.edit import interpolate as run_interpolate
 
     values = {"unlearned": _model(unlearned), "target": _model(target), "weights": weight or [0.25, 0.5, 0.75]}
     config = _build(InterpolationConfig, values | {"name": run_name(name, output, "interpolation")}, "interpolate")
-    _print_line(run_interpolate(config, output, _out()))
+    return _print_line(run_interpolate(config, output, terminal.work))
 
 
 @edit_app.command(
@@ -60,14 +62,14 @@ def task_vector(
         list[float] | None, typer.Option("--weight", "-a", help="0 or more. Repeatable. Default: 0.5, 1.")
     ] = None,
     name: Name = None,
-) -> None:
+) -> Any:
     """Subtract a task vector: model - a (reinforced - model)."""
     from pipelines.edit import TaskVectorConfig, run_name
     from pipelines.edit import task_vector as run_task_vector
 
     values = {"model": _model(model), "reinforced": _model(reinforced), "weights": weight or [0.5, 1.0]}
     config = _build(TaskVectorConfig, values | {"name": run_name(name, output, "task_vector")}, "task-vector")
-    _print_line(run_task_vector(config, output, _out()))
+    return _print_line(run_task_vector(config, output, terminal.work))
 
 
 @edit_app.command(
@@ -97,7 +99,7 @@ def slug(
     dtype: Annotated[str | None, typer.Option(help="fp32 or bf16; default: as the model's files.")] = None,
     export: Annotated[str, typer.Option(help="Models to write: layers (best of each), best, or all.")] = "layers",
     name: Name = None,
-) -> None:
+) -> Any:
     """Take one step along the forget gradient of one layer, and search layer and length (SLUG)."""
     from pipelines.edit import SlugConfig, retain_splits, run_name, search_slug
 
@@ -119,7 +121,7 @@ def slug(
         "dtype": dtype,
         "export": export,
     }
-    _print_slug(search_slug(_build(SlugConfig, values, "slug"), output, _out()))
+    return _print_slug(search_slug(_build(SlugConfig, values, "slug"), output, terminal.work))
 
 
 def _model(name: str) -> str:
@@ -134,21 +136,16 @@ def _build(kind: Any, values: dict[str, Any], command: str) -> Any:
     return build_config(kind, values, source=f"What was given to `edit {command}`")
 
 
-def _out() -> Any:
-    from pipelines import cli  # it includes this file, so not at the top
-
-    return cli.out
-
-
-def _print_line(edits: Any) -> None:
+def _print_line(edits: Any) -> Any:
     table = Table("step", "weight", "model")
     for point in edits.points:
         table.add_row(str(point["step"]), f"{point['weight']:g}", f"models/step-{point['step']:05d}")
-    _out().print(table)
-    _out().print(f"run: {edits.output}", highlight=False)
+    terminal.out.print(table)
+    terminal.out.print(f"run: {edits.output}", highlight=False)
+    return edits
 
 
-def _print_slug(edits: Any) -> None:
+def _print_slug(edits: Any) -> Any:
     table = Table("step")
     table.add_column("layer", overflow="fold")
     for title in ("scale", "forget\nprobability", "retain\nloss", ""):
@@ -157,12 +154,13 @@ def _print_slug(edits: Any) -> None:
         if point["exported"]:
             numbers = (f"{point[key]:.3g}" for key in ("scale", "forget", "retain_loss"))
             table.add_row(str(point["step"]), point["layer"], *numbers, "best" if point["best"] else "")
-    _out().print(table)
+    terminal.out.print(table)
     threshold = edits.points[0]["threshold"]
     if not any(point["meets"] for point in edits.points):
-        _out().print(
+        terminal.out.print(
             f"No model came down to a forget probability of {threshold:.3g}; 'best' is the one that forgot most. "
             "Search more --layers or --iterations."
         )
     tried = f"{len(edits.points)} models tried, threshold {threshold:.3g}"
-    _out().print(f"{tried}; all of them: {edits.output / 'points.json'}", highlight=False)
+    terminal.out.print(f"{tried}; all of them: {edits.output / 'points.json'}", highlight=False)
+    return edits

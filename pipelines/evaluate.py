@@ -215,7 +215,9 @@ def _score(
     rows = sum(len(writer.missing) for writer in writers)
     kept = sum(len(writer.unit.items) for writer in writers) - rows
     if kept and console is not None:
-        console.print(f"evaluate: {kept} rows were scored before an interruption and are kept", highlight=False)
+        console.print(
+            f"evaluate: {kept} rows were scored before an interruption and are kept", highlight=False, soft_wrap=True
+        )
     with _ray_data_settings(), RowProgress("evaluate", rows, console) as progress:
         arguments = [suite.groups, config, max(1, int(cpus) // actors), use_gpu, target]
         _collect(writers, _mapped(chunks, ScoringActor, arguments, actors, use_gpu), progress)

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from pipelines import terminal
 from pipelines.locations import input_place, model_or_uri, output_place
 from unlearn_core.errors import UserError
 
@@ -183,14 +184,13 @@ def evaluate(
     retain_log: Annotated[
         Path | None, typer.Option(parser=input_place, help="Log of the retrained model, for forget quality.")
     ] = None,
-) -> None:
+) -> Any:
     """Score models on TOFU, MUSE or your own rows in one Ray Data job, or recompute a published log."""
-    out = Console()
+    out = terminal.out
     if from_log is not None:
         from pipelines.log_commands import print_log_check
 
-        print_log_check(from_log, retain_log, compat, out)
-        return
+        return print_log_check(from_log, retain_log, compat)
     if output is None or not (runs or target or reference):
         raise UserError("Give --output and at least one run folder, --target or --reference; or --from-log FILE.")
     from pipelines.claim import claimed
@@ -226,21 +226,27 @@ def evaluate(
         folder = None if lm_eval_path is None else str(lm_eval_path.resolve())
         tasks = LmEvalTasks(tuple(lm_eval), lm_eval_limit, lm_eval_shots, folder)
     for note in suite.notes:
-        out.print(f"note: {note}", highlight=False)
+        terminal.work.print(f"note: {note}", highlight=False, soft_wrap=True)
     with claimed(output, "unlearn evaluate"):
         table = run_evaluate(
-            points, suite, output, settings, actors=actors, use_gpu=gpu, lm_eval=tasks, console=out
+            points, suite, output, settings, actors=actors, use_gpu=gpu, lm_eval=tasks, console=terminal.work
         )  # fmt: skip
     print_headline(table, (*suite.headline, *(name for name in table.columns if name.startswith("lm_eval/"))), out)
-    print_missing(output, out)
+    missing = print_missing(output)
+    document = {"output": output, "metrics": output / "metrics.csv", "models": table, "missing": missing}
     if suite.name == "muse":
         from pipelines.muse_criteria import criteria, print_criteria, write_criteria
 
-        missing = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))["missing"]
         found = criteria(table, runs or [], missing)
         print_criteria(found, out)
         write_criteria(output / "criteria.json", found)
+        document["criteria"] = found
     out.print(f"all metrics: {output / 'metrics.csv'}", highlight=False)
+    from pipelines.score_logging import log_scores
+
+    for problem in log_scores(output):
+        terminal.work.print(problem, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return document
 
 
 def for_suite(settings: Any, suite: Any, style: str | None, max_length: int | None) -> Any:
@@ -269,8 +275,13 @@ def print_headline(rows: Any, columns: tuple[str, ...], console: Console) -> Non
         console.print(table)
 
 
-def print_missing(output: Path, console: Console) -> None:
-    """Why cells are empty, once for each reason, and which greedy answers hang on a near tie."""
+def print_missing(output: Path) -> dict[str, dict[str, str]]:
+    """Print why cells are empty, once for each reason, and which greedy answers hang on a near tie.
+
+    Returns:
+        For each model the columns without a value, with the reason.
+    """
+    console = terminal.out
     about = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
     reasons: dict[str, dict[str, None]] = {}
     for missing in about["missing"].values():
@@ -286,3 +297,4 @@ def print_missing(output: Path, console: Console) -> None:
             f"{counts} (listed in evaluation.json)",
             highlight=False,
         )
+    return about["missing"]

@@ -15,6 +15,7 @@ from unlearn_core.frontier import AXES, Axis
 ROLES = ("target", "reference", "checkpoint")
 IDENTITY = ("model", "run", "method", "step", "role", "path")
 """Columns of metrics.csv that say which model a row is; all others are aggregates."""
+NOT_METRICS = (*IDENTITY, "variant")
 UTILITY = {"tofu": "model_utility", "muse": "retain_knowmem_ROUGE", "own_files": "retain_utility"}
 """What stands for utility in each suite."""
 SHARED = ("benchmark", "forget_split")
@@ -33,7 +34,8 @@ class Evaluated:
         step: optimizer step of the checkpoint; 0 is the untouched target.
         role: "target", "reference" or "checkpoint".
         path: the model's folder or hub name.
-        metrics: the aggregates that have a value; may be NaN or infinite, as a diverged model gives.
+        metrics: the aggregates that have a value, those that are no axis too; may be NaN or infinite, as a diverged
+            model gives.
         missing: why an aggregate has none, where the evaluation said so.
     """
 
@@ -169,13 +171,14 @@ def _row(evaluation: str, where: str, row: dict[str, str], missing: dict[str, st
     try:
         # Stars may come without a step; a trajectory's point may not.
         step = float(row["step"]) if row["step"] or row["role"] == "checkpoint" else 0.0
-        metrics = {name: float(row[name]) for name in AXES if row.get(name)}
+        # Not the axes alone: a search's goal may read any column.
+        metrics = {name: float(value) for name, value in row.items() if name not in NOT_METRICS and value}
     except ValueError as error:
         raise UserError(f"{where}: {error}; expected a number.") from error
     if not step.is_integer():
         raise UserError(f"{where}: step {row['step']!r}, expected a whole number.")
     for name, value in metrics.items():
-        if math.isfinite(value):
+        if name in AXES and math.isfinite(value):
             try:
                 AXES[name].value(value)
             except ValueError as error:

@@ -1,6 +1,6 @@
 """From evaluated checkpoints to the frontier: table, non-dominated set, hypervolume, figure.
 
-    EVAL/metrics.csv ... -> points -> front and hypervolume -> frontier.csv, frontier.png, frontier.svg, summary.json
+    EVAL/metrics.csv ... -> points -> front and hypervolume -> frontier.csv, frontier.png, .svg, .pdf, summary.json
 
 Every evaluated checkpoint is a candidate, also one of step 0, which equals the target. The target (where unlearning
 starts) and the retrained reference (where it should arrive) are drawn as stars and are not candidates: a front that
@@ -129,7 +129,7 @@ def frontier(
     utility: str | None = None,
     reference_point: tuple[float, float] | None = None,
 ) -> FrontierSummary:
-    """Write OUTPUT/frontier.csv, frontier.png, frontier.svg and, last, summary.json.
+    """Write OUTPUT/frontier.csv, frontier.png, .svg, .pdf and, last, summary.json.
 
     Args:
         evaluations: folders that `unlearn evaluate` wrote, all of one benchmark and forget split.

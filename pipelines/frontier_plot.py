@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008) without black (target, staircase) and yellow (too light for a line on white).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#777777")
-# Six against seven colours: method 8 repeats a colour with another marker, the first full repeat is method 43.
 # The area factor makes the shapes look equally large.
-MARKERS = {"o": 1.0, "s": 0.85, "^": 1.1, "D": 0.7, "v": 1.1, "P": 1.1}
+MARKERS = {"o": 1.0, "s": 0.85, "^": 1.1, "D": 0.7, "v": 1.1, "P": 1.1, "X": 1.1}
+LEADING = ("ngdiff", "grad_diff", "mean_teacher", "npo", "simnpo", "rmu")
+"""Methods that share a figure most often: the first colours, so that none of them look alike."""
 INK = "#222222"
 GREY = "#666666"
 GOLD = "#FFC20A"
@@ -43,9 +44,18 @@ RC: Any = {
     "ytick.major.width": 0.6,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "pdf.fonttype": 42,  # TrueType: text can be searched and edited, and publishers take it
     "svg.fonttype": "none",  # words stay words: searchable, editable, in the reader's font
     "svg.hashsalt": "unlearn frontier",  # without it the ids, and so the file, differ between two equal runs
 }
+
+
+METADATA: Any = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""Kinds of files that a figure is written as, and what is left out of each, so that equal runs give equal files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +117,39 @@ def draw(panels: Sequence[Panel]) -> "Figure":
 
 
 def method_styles(drawn: set[str]) -> dict[str, tuple[str, str]]:
-    """(colour, marker) of each method drawn; a method of this package has the same one in every figure."""
-    known = [name for name in methods() if name != "finetune"]
-    order = known + sorted(drawn - set(known))
-    shapes = tuple(MARKERS)
-    return {m: (COLOURS[n % len(COLOURS)], shapes[n % len(shapes)]) for n, m in enumerate(order) if m in drawn}
+    """(colour, marker) of each method drawn.
+
+    No two of one figure share a colour while there are as many colours as methods, nor a marker. A method of this
+    package has the same ones in every figure, but where another of the figure, earlier in the list, has them already.
+    """
+    rest = [name for name in methods() if name not in LEADING and name != "finetune"]
+    order = [*LEADING, *rest, *sorted(drawn - {*LEADING, *rest})]
+    place = {name: n for n, name in enumerate(order)}
+    colours = _distinct(COLOURS, [place[name] for name in order if name in drawn])
+    shapes = _distinct(tuple(MARKERS), [place[name] // len(COLOURS) + place[name] for name in order if name in drawn])
+    chosen = [name for name in order if name in drawn]
+    return dict(zip(chosen, zip(colours, shapes, strict=True), strict=True))
+
+
+def _distinct(palette: Sequence[str], wishes: Sequence[int]) -> list[str]:
+    """The wished entries of a palette, the next free one where it is taken; a full palette begins anew."""
+    given: list[str] = []
+    free: list[str] = []
+    for wish in wishes:
+        free = free or list(palette)
+        turned = [palette[(wish + n) % len(palette)] for n in range(len(palette))]
+        chosen = next(entry for entry in turned if entry in free)
+        free.remove(chosen)
+        given.append(chosen)
+    return given
 
 
 def save(figure: "Figure", stem: Path) -> None:
-    """Write STEM.png (300 dots an inch) and STEM.svg (text as text), each replaced in one rename."""
+    """Write STEM.png (300 dots an inch), STEM.svg and STEM.pdf (text as text), each replaced in one rename."""
     from matplotlib import rc_context
 
     with rc_context(RC):
-        for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        for suffix, metadata in METADATA.items():
             buffer = BytesIO()
             figure.savefig(buffer, format=suffix[1:], dpi=300, metadata=metadata)
             target = stem.with_name(stem.name + suffix)

@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
+from pipelines import terminal
 from pipelines.locations import input_place, output_place
+from pipelines.terminal import ScriptableTyper
 from unlearn_core.errors import UserError
 
-logs_app = typer.Typer(
+logs_app = ScriptableTyper(
     name="logs",
     help="Exchange results with open-unlearning: check its per-item logs, import them as an evaluation, write ours.",
     no_args_is_help=True,
@@ -44,9 +45,9 @@ def check(
     log: Annotated[Path, typer.Argument(parser=input_place, help="TOFU_EVAL.json or MUSE_EVAL.json.")],
     retain_log: RetainLog = None,
     compat: Compat = False,
-) -> None:
+) -> Any:
     """Recompute a log's aggregates from its items and compare with what it says."""
-    print_log_check(log, retain_log, compat, _out())
+    return print_log_check(log, retain_log, compat)
 
 
 @logs_app.command(
@@ -82,7 +83,7 @@ def import_(
         str | None, typer.Option(help="Default: forget10 for logs of TOFU, raw/forget of MUSE.")
     ] = None,
     compat: Compat = False,
-) -> None:
+) -> Any:
     """Make an evaluation folder from logs, for `unlearn frontier`."""
     from pipelines.import_logs import import_logs, log_point
 
@@ -95,7 +96,7 @@ def import_(
     rows = import_logs(
         points, output, benchmark=benchmark, forget_split=forget_split, retain_log=retain_log, compat=compat
     )
-    out = _out()
+    out = terminal.out
     table = Table("model", "role", "method", title="imported")
     columns = [name for name in _HEADLINE if any(row.get(name) is not None for row in rows)]
     for name in columns:
@@ -105,6 +106,7 @@ def import_(
         table.add_row(row["model"], row["role"], row["method"], *numbers)
     out.print(table)
     out.print(f"all metrics: {output / 'metrics.csv'}", highlight=False)
+    return {"output": output, "metrics": output / "metrics.csv", "models": rows}
 
 
 @logs_app.command(
@@ -117,34 +119,38 @@ def export(
     evaluation: Annotated[Path, typer.Argument(parser=input_place, help="Folder that `unlearn evaluate` wrote.")],
     model: Annotated[str, typer.Option(help="The model's id, the first column of metrics.csv.")],
     output: Annotated[Path, typer.Option("--output", "-o", parser=output_place, help="The log, or a folder for it.")],
-) -> None:
+) -> Any:
     """Write one model's records as an open-unlearning log."""
     from pipelines.import_logs import export_log
 
     written = export_log(evaluation, model, output)
-    out = _out()
+    out = terminal.out
     out.print(f"{len(written.metrics)} metrics: {written.path}", highlight=False)
     reasons: dict[str, list[str]] = {}
     for name, reason in written.left_out.items():
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         out.print(f"left out, since {reason}: {', '.join(names)}", highlight=False)
+    return written
 
 
-def print_log_check(log: Path, retain_log: Path | None, compat: bool, console: Console) -> None:
+def print_log_check(log: Path, retain_log: Path | None, compat: bool) -> Any:
     """Print a log's aggregates: recomputed, as logged, and how they differ.
 
     Args:
         log: the model's log.
         retain_log: the retrained model's, or None.
         compat: as for `evaluate_log`.
-        console: where to.
+
+    Returns:
+        The `LogEvaluation`.
 
     Raises:
         UserError: as `evaluate_log`.
     """
     from unlearn_core.evaluation.open_unlearning_log import evaluate_log
 
+    console = terminal.out
     result = evaluate_log(log, retain_log, compat=compat)
     # Digits are what this table is for: a narrow terminal folds the names instead.
     numbers = (Column(name, no_wrap=True) for name in ("recomputed", "logged"))
@@ -168,6 +174,7 @@ def print_log_check(log: Path, retain_log: Path | None, compat: bool, console: C
     console.print(f"largest relative difference of an aggregate: {result.largest_difference:.1e}", highlight=False)
     if result.not_read:
         console.print(f"not part of this suite, left alone: {', '.join(result.not_read)}", highlight=False)
+    return result
 
 
 _HEADLINE = (
@@ -181,9 +188,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not separator or not name or not value:
         raise UserError(f"--method {text}: expected NAME=METHOD, such as --method run1=npo")
     return name, value
-
-
-def _out() -> Any:
-    from pipelines import cli  # it includes this file, so not at the top
-
-    return cli.out

@@ -1,7 +1,7 @@
 """Progress of long work, drawn from the file that the work itself writes.
 
 Workers run elsewhere; what they share with the terminal is the run's folder. A terminal gets a bar with losses, rate
-and time left; a log file gets a line every ten seconds.
+and time left; a log file, CI or a job's log gets a plain line at most every ten seconds.
 """
 
 import json
@@ -22,6 +22,11 @@ POLL_SECONDS = 0.5
 LOG_SECONDS = 10.0
 
 
+def animated(console: Console) -> bool:
+    """Whether bars can move there: a terminal that understands cursor movements, and not a log file."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 @contextmanager
 def follow_run(output: Path, steps: int, name: str, console: Console | None) -> Iterator[None]:
     """Draw a run's progress, and print what happens to it, while entered.
@@ -36,7 +41,7 @@ def follow_run(output: Path, steps: int, name: str, console: Console | None) -> 
         yield
         return
     finished = threading.Event()
-    draw = _draw_bar if console.is_terminal else _print_lines
+    draw = _draw_bar if animated(console) else _print_lines
     follower = threading.Thread(target=draw, args=(_Run(output, steps, name, console), finished), daemon=True)
     follower.start()
     try:
@@ -91,10 +96,18 @@ def _print_lines(run: _Run, finished: threading.Event) -> None:
         newest = run.newest()
         if newest is not None and newest["step"] != shown and (last_round or time.monotonic() >= due):
             shown, due = newest["step"], time.monotonic() + LOG_SECONDS
-            line = f"{run.name}: step {shown}/{run.steps}  {_numbers(newest)}"
+            left = clock((run.steps - shown) * newest["seconds"])
+            line = f"{run.name}: step {shown}/{run.steps}  {_numbers(newest)}  {left} left"
             run.console.print(line, highlight=False, soft_wrap=True)
         if last_round:
             return
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:05, or 1:02:03 from an hour on."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def _newest(metrics: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@
     OUTPUT/evaluation/         scores of all versions; column `variant` of its metrics.csv says which
     OUTPUT/robustness.csv      a row for each model, attack and measure
     OUTPUT/leakage.csv         bounds on what sampled answers leak; only where answers were sampled
-    OUTPUT/robustness.png, .svg
+    OUTPUT/robustness.png, .svg, .pdf
     OUTPUT/robustness.json     settings, ratios, R, Q; written last
 
 The same call on the same output goes on where it stopped.

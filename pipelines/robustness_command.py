@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from pipelines import terminal
 from pipelines.evaluate_command import (
     Benchmark,
     Compat,
@@ -111,7 +111,7 @@ def robustness(
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.", rich_help_panel=_SETTINGS)] = "fp32",
     actors: Annotated[int | None, typer.Option(help="Models in memory at once; default by CPUs, GPUs, memory.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each scoring actor and training worker.")] = False,
-) -> None:
+) -> Any:
     """Relearning, quantisation and prompt attacks on models and the retrained reference, as recovery ratios."""
     from pipelines.evaluate import EvaluationConfig
     from pipelines.evaluate_command import for_suite, print_missing
@@ -122,7 +122,7 @@ def robustness(
     from unlearn_core.config import build_config, parse_overrides
     from unlearn_core.evaluation.robustness import ATTACKS, attacks_named
 
-    out = Console()
+    out = terminal.out
     if reference is None:
         raise UserError("ratios compare with the model retrained without the forget data; give it by --reference")
     attacks = [found.name for found in attacks_named(attack or list(ATTACKS))]
@@ -155,17 +155,18 @@ def robustness(
         unrelated=unrelated,
     )
     for note in suite.notes:
-        out.print(f"note: {note}", highlight=False)
+        terminal.work.print(f"note: {note}", highlight=False, soft_wrap=True)
     result = run_robustness(
         points, suite, output, settings, taught=taught, relearning=relearning, attacks=attacks, metric=metric,
-        actors=actors, use_gpu=gpu, console=out,
+        actors=actors, use_gpu=gpu, console=terminal.work,
     )  # fmt: skip
-    print_missing(output / "evaluation", out)
+    print_missing(output / "evaluation")
     out.print(robustness_table(result))
     bounds = leakage_table(result)
     if bounds is not None:
         out.print(bounds)
     out.print(f"picture: {output / 'robustness.png'}   all ratios: {output / 'robustness.csv'}", highlight=False)
+    return result
 
 
 def _points(model: Path, number: int) -> list[Any]:

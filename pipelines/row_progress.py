@@ -7,7 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LOG_SECONDS = 10.0
+from pipelines.progress import LOG_SECONDS, animated, clock
 
 
 class RowProgress:
@@ -28,7 +28,7 @@ class RowProgress:
         self._start = self._shown = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._console is not None and self._console.is_terminal:
+        if self._console is not None and animated(self._console):
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -41,7 +41,7 @@ class RowProgress:
             self._task = self._bar.add_task(self.name, total=self.total, note="starting actors")
             self._bar.start()
         elif self._console is not None:
-            self._console.print(f"{self.name}: {self.total} rows", highlight=False)
+            self._console.print(f"{self.name}: {self.total} rows", highlight=False, soft_wrap=True)
         return self
 
     def advance(self, rows: int, note: str) -> None:
@@ -59,8 +59,9 @@ class RowProgress:
             self._bar.update(self._task, completed=self.done, note=text)
         elif self._console is not None and (self.done >= self.total or now - self._shown >= LOG_SECONDS):
             self._shown = now
-            left = (self.total - self.done) / rate
-            self._console.print(f"{self.name}: {self.done}/{self.total}  {text}  {left:.0f} s left", highlight=False)
+            left = clock((self.total - self.done) / rate)
+            line = f"{self.name}: {self.done}/{self.total}  {text}  {left} left"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,6 +7,7 @@ from typing import Any
 from unlearn_core.config import RunConfig
 from unlearn_core.errors import UserError
 from unlearn_core.loop import Outcome, model_folder
+from unlearn_core.model_card import training_record
 from unlearn_core.publish import is_complete
 
 RUN = "run.json"
@@ -34,14 +35,7 @@ def earlier_outcome(config: RunConfig, output: Path) -> Outcome | None:
 
 def record_of(config: RunConfig, status: str) -> dict[str, Any]:
     """What run.json says of a run: its config, fingerprint and status."""
-    return {
-        "run": config.name,
-        "method": config.method.name,
-        "status": status,
-        "steps": config.total_steps,
-        "fingerprint": config.fingerprint(),
-        "config": config.model_dump(mode="json"),
-    }
+    return {"status": status, "steps": config.total_steps, **training_record(config)}
 
 
 def ending_of(config: RunConfig, output: Path, outcome: Outcome) -> dict[str, Any]:

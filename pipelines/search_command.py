@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from pipelines import completion, terminal
 from pipelines.locations import output_place
 from unlearn_core.errors import UserError
 
@@ -24,7 +24,12 @@ EPILOG = (
 
 
 def search(
-    recipe: Annotated[str, typer.Argument(help="A search recipe (see `unlearn recipes`) or a YAML file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A search recipe (see `unlearn recipes`) or a YAML file.", autocompletion=completion.search_recipes
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", parser=output_place, help="Folder of the search; the same command resumes."),
@@ -45,7 +50,7 @@ def search(
         list[str] | None,
         typer.Option("--set", help="Override a key: --set reruns=0, --set set.steps=100. Repeatable."),
     ] = None,
-) -> None:
+) -> Any:
     """Search hyper-parameters: every scored step of every trial is a point of the trade-off."""
     from pipelines.claim import claimed
     from pipelines.runs import recipe_path
@@ -54,7 +59,6 @@ def search(
     from pipelines.watch_command import one_star
     from unlearn_core.config import load_config, parse_overrides
 
-    out = Console()
     given: dict[str, Any] = {"budget.trials": trials, "budget.steps": steps, "budget.hours": hours}
     given = {key: value for key, value in given.items() if value is not None}
     if given:  # a budget on the command line replaces the recipe's, or the smaller of the two would end the search
@@ -66,8 +70,8 @@ def search(
     star = one_star("target", target)
     assert star is not None
     with claimed(output, f"unlearn search {config.name}"):
-        summary = run_search(config, star, one_star("reference", reference), output, out)
-    out.print(
+        summary = run_search(config, star, one_star("reference", reference), output, terminal.work)
+    terminal.out.print(
         f"hypervolume {summary['hypervolume']:.4f} of {len(summary['front'])} non-dominated points; "
         f"{summary['points']} points of {sum(summary['trials'].values())} trials, {summary['steps_spent']} steps\n"
         f"all points: {output / 'archive.parquet'}   front: {output / 'summary.json'}\n"
@@ -75,25 +79,32 @@ def search(
         highlight=False,
         soft_wrap=True,
     )
+    return summary | {"output": output}
 
 
-def draw_searches(folders: list[Path], output: Path, console: Console) -> None:
+def draw_searches(folders: list[Path], output: Path) -> dict[str, Any]:
     """`unlearn frontier` where at least one folder is a search's."""
     from pipelines.search_frontier import FILES, search_frontier, summary_table
 
     summary = search_frontier(folders, output)
-    console.print(summary_table(summary))
+    terminal.out.print(summary_table(summary))
     drawn = ", ".join(f"{name}.png" for name in FILES if (output / f"{name}.png").is_file())
-    console.print(f"pictures: {output}/ {drawn}   points: {output / 'frontier.csv'}", highlight=False, soft_wrap=True)
+    said = f"pictures: {output}/ {drawn}   points: {output / 'frontier.csv'}"
+    terminal.out.print(said, highlight=False, soft_wrap=True)
+    return summary
 
 
 def space(
-    methods: Annotated[list[str], typer.Argument(help="Methods whose spaces are joined.")],
-) -> None:
+    methods: Annotated[
+        list[str], typer.Argument(help="Methods whose spaces are joined.", autocompletion=completion.method_names)
+    ],
+) -> Any:
     """Print the search space of methods as YAML, to edit and put under `space:` of a search recipe."""
     from tune.space import Space, space_of_methods, space_yaml
 
     data = space_of_methods(methods)
     if Space.from_data(data).dimension == 0:
         raise UserError(f"{', '.join(methods)} vary nothing")
-    sys.stdout.write(space_yaml(data))
+    if not terminal.out.quiet:
+        sys.stdout.write(space_yaml(data))
+    return data

@@ -1,9 +1,9 @@
 """`unlearn frontier` for searches: any number of them, and evaluated runs, on one frontier.
 
-OUTPUT/frontier.{png,svg}      points, staircases or attainment bands over search seeds, front members, re-runs
-OUTPUT/hypervolume.{png,svg}   hypervolume against optimizer steps spent
-OUTPUT/parallel.{png,svg}      configurations in parallel coordinates
-OUTPUT/importance.{png,svg}    importance of each hyper-parameter per objective; left out where trials are too few
+OUTPUT/frontier.{png,svg,pdf}      points, staircases or attainment bands over search seeds, front members, re-runs
+OUTPUT/hypervolume.{png,svg,pdf}   hypervolume against optimizer steps spent
+OUTPUT/parallel.{png,svg,pdf}      configurations in parallel coordinates
+OUTPUT/importance.{png,svg,pdf}    importance of each hyper-parameter per objective; left out where trials are too few
 OUTPUT/frontier.csv            every point; OUTPUT/summary.json, written last
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 
 from pipelines.evaluated_models import Evaluated, read_evaluations
-from pipelines.frontier_plot import save
+from pipelines.frontier_plot import METADATA, save
 from pipelines.search_parallel import parallel_groups
 from pipelines.search_plots import (
     FrontierPicture,
@@ -74,6 +74,16 @@ def is_search(folder: Path) -> bool:
     return (Path(folder) / SEARCH).is_file()
 
 
+def read_searches(folders: Sequence[Path]) -> tuple[list[Searched], Goal]:
+    """Searches, and the goal that they share.
+
+    Raises:
+        UserError: a folder without a search, or searches of different goals.
+    """
+    searches = [_read(folder) for folder in folders]
+    return searches, _shared_goal(searches)
+
+
 def search_frontier(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     """Draw searches, and evaluated runs beside them.
 
@@ -88,8 +98,7 @@ def search_frontier(folders: Sequence[Path], output: Path) -> dict[str, Any]:
         UserError: searches of different goals, or without a point that counts; an evaluation without the metrics.
         MissingPackageError: matplotlib, moocore or Optuna is not installed.
     """
-    searches = [_read(Path(folder)) for folder in folders if is_search(folder)]
-    goal = _shared_goal(searches)
+    searches, goal = read_searches([Path(folder) for folder in folders if is_search(folder)])
     evaluations = [Path(folder) for folder in folders if not is_search(folder)]
     models = read_evaluations(evaluations, goal.columns)[0] if evaluations else []
     everything = [point for one in searches for point in one.history.points() if min(point.values) > 0]
@@ -108,7 +117,7 @@ def search_frontier(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     if found.shares:
         save(draw_importance(found.shares), output / "importance")
     else:
-        for suffix in (".png", ".svg"):
+        for suffix in METADATA:
             (output / f"importance{suffix}").unlink(missing_ok=True)
     import pandas as pd
 

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from pipelines.progress import animated, clock
 from pipelines.search_config import BudgetConfig
 from pipelines.search_summary import front_table
 from tune.archive import Archive
@@ -42,7 +43,7 @@ class SearchWatcher:
         self._shown, self._due = -1, time.monotonic()
 
     def __enter__(self) -> Self:
-        if self.console is not None and self.console.is_terminal:
+        if self.console is not None and animated(self.console):
             self._live = Live(get_renderable=self._draw, console=self.console, refresh_per_second=2)
             self._live.start()
         return self
@@ -111,13 +112,7 @@ class SearchWatcher:
         share, passed = self._share(), time.monotonic() - self.began
         gained = share - self.share_at_start
         if share >= 1.0:
-            return f"{_clock(passed)} passed"
+            return f"{clock(passed)} passed"
         if gained <= 0:
             return "time left unknown yet"
-        return f"about {_clock(passed * (1 - share) / gained)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+        return f"about {clock(passed * (1 - share) / gained)} left"

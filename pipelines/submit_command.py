@@ -1,7 +1,6 @@
 """`unlearn submit` and `unlearn jobs`: sub-commands as jobs on a Ray cluster."""
 
 import datetime
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
+
+from pipelines import terminal
+from pipelines.terminal import Ending, ScriptableTyper
 
 EPILOG = (
     "**Examples**\n\n"
@@ -32,9 +34,8 @@ Address = Annotated[
     ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (see `unlearn jobs list`).")]
-Json = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
-jobs_app = typer.Typer(
+jobs_app = ScriptableTyper(
     name="jobs",
     help="The jobs that `unlearn submit` sent to a cluster.",
     no_args_is_help=True,
@@ -51,62 +52,58 @@ def submit(
         typer.Option(metavar="NAME", help="Take this environment variable along; no secrets. Repeatable."),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and return.")] = False,
-) -> None:
+) -> Any:
     """Run a sub-command as a job on a Ray cluster, with this folder's files, and show its log."""
     from pipelines import jobs
     from pipelines.job_arguments import check_command, forwarded, remote_command
     from pipelines.job_package import choose_files
 
-    err = _console("err")
+    aside = terminal.aside
     command = check_command(command)
     environment = forwarded(env or [], dict(os.environ))
     client = jobs.connect(address)
     package = choose_files(Path.cwd())
     there, changed = remote_command(command, package)
-    _say(err, str(package))
+    _say(aside, str(package))
     for typed, absolute in changed.items():
         _say(
-            err,
+            aside,
             (typed if typed == absolute else f"{typed} -> {absolute}") + ": must be reachable there from the cluster",
         )
     job = jobs.submit(client, there, package, environment, job_name)
     if no_wait:
-        print(job)
-        return
-    _say(err, f"job {job}")
-    _follow(client, job)
+        terminal.out.print(job, highlight=False, soft_wrap=True, markup=False)
+        return {"id": job}
+    _say(aside, f"job {job}")
+    return _follow(client, job)
 
 
 @jobs_app.command(name="list", epilog="**Examples**\n\n`unlearn jobs list`\n\n`unlearn jobs list --json`")
-def list_(address: Address = None, as_json: Json = False) -> None:
+def list_(address: Address = None) -> Any:
     """All jobs of the cluster, the newest last."""
     from pipelines import jobs
 
     client = jobs.connect(address)
     found = [job for job in client.list_jobs() if job.submission_id]
     rows = [_record(job) for job in sorted(found, key=lambda job: job.start_time or 0)]
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
     table = Table(Column("id", overflow="fold"), "sub-command", "status", "started", "duration")
     for row in rows:
         table.add_row(row["id"], row["command"], row["status"], row["started"] or "", _duration(row["seconds"]))
-    _console("out").print(table)
+    terminal.out.print(table)
+    return rows
 
 
 @jobs_app.command(epilog="**Example**\n\n`unlearn jobs status night`")
-def status(job: JobId, address: Address = None, as_json: Json = False) -> None:
+def status(job: JobId, address: Address = None) -> Any:
     """How one job stands."""
     from pipelines import jobs
 
     found = jobs.details(jobs.connect(address), job)
     row = _record(found)
-    if as_json:
-        print(json.dumps(row, indent=2))
-        return
     for key, value in row.items():
         if value is not None:
-            _say(_console("out"), f"{key:<12}{_duration(value) if key == 'seconds' else value}")
+            _say(terminal.out, f"{key:<12}{_duration(value) if key == 'seconds' else value}")
+    return row
 
 
 @jobs_app.command(epilog="**Examples**\n\n`unlearn jobs logs night`\n\n`unlearn jobs logs night --follow`")
@@ -114,22 +111,24 @@ def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", help="Until the job ends; exit code as of submit.")] = False,
     address: Address = None,
-) -> None:
+) -> Any:
     """A job's output."""
     from pipelines import jobs
 
     client = jobs.connect(address)
     jobs.details(client, job)
     if follow:
-        _follow(client, job)
-    else:
-        sys.stdout.write(client.get_job_logs(job))
+        return _follow(client, job)
+    text = client.get_job_logs(job)
+    if not terminal.out.quiet:
+        sys.stdout.write(text)
+    return {"id": job, "log": text}
 
 
 @jobs_app.command(
     epilog="**Example**\n\n`unlearn jobs stop night`\n\nThe job gets SIGTERM and time to write a checkpoint."
 )
-def stop(job: JobId, address: Address = None) -> None:
+def stop(job: JobId, address: Address = None) -> Any:
     """End a job, and wait until it has ended."""
     from pipelines import jobs
 
@@ -140,14 +139,15 @@ def stop(job: JobId, address: Address = None) -> None:
         if was_running
         else f"{job} had ended already: {str(found.status).lower()}"
     )
-    _say(_console("out"), said)
+    _say(terminal.out, said)
+    return {"was_running": was_running} | _record(found)
 
 
-def _follow(client: Any, job: str) -> None:
-    """Show the log; exit with 1 unless the job succeeded."""
+def _follow(client: Any, job: str) -> Any:
+    """Show the log; exit code 1 unless the job succeeded."""
     from pipelines import jobs
 
-    err = _console("err")
+    err = terminal.err
     try:
         found = jobs.follow(client, job, _write)
     except KeyboardInterrupt:
@@ -157,11 +157,12 @@ def _follow(client: Any, job: str) -> None:
             f"`unlearn jobs stop {job}` ends it.",
         )
         raise typer.Exit(130) from None
-    _say(err, f"job {job}: {str(found.status).lower()}")
+    _say(terminal.aside, f"job {job}: {str(found.status).lower()}")
     if str(found.status) != "SUCCEEDED":
         if found.message:
             _say(err, found.message.partition(", last available logs")[0].strip())  # the log is above
-        raise typer.Exit(1)
+        return Ending(_record(found), 1)
+    return _record(found)
 
 
 def _record(job: Any) -> dict[str, Any]:
@@ -192,9 +193,3 @@ def _write(text: str) -> None:
 
 def _say(console: Any, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _console(name: str) -> Any:
-    from pipelines import cli  # it includes this file, so not at the top
-
-    return getattr(cli, name)

@@ -3,6 +3,7 @@
     OUTPUT/run.json        config, fingerprint, status: running, finished or diverged
     OUTPUT/metrics.jsonl   a line for each step
     OUTPUT/events.jsonl    a line for each restart, pre-emption, damaged checkpoint
+    OUTPUT/logging.json    what `logging` has logged where, if anything
     OUTPUT/models/         exported Hugging Face folders, one a point of the frontier, each with its marker
     OUTPUT/checkpoints/    what a restart needs; removed when the run has finished, but for `checkpoints.best`
 
@@ -33,6 +34,7 @@ from pipelines.claim import claimed
 from pipelines.disk_need import check_disk
 from pipelines.progress import follow_run
 from pipelines.ray_session import start_ray
+from pipelines.run_logging import check_logging, log_the_rest, logged
 from pipelines.run_record import RUN, earlier_outcome, ending_of, record_of
 from pipelines.train_worker import OUTCOME, STALLED, STOP, GroupConfig, work
 from unlearn_core import storage
@@ -79,8 +81,10 @@ def train(
     output = Path(output).resolve()
     earlier = earlier_outcome(config, output)
     if earlier is not None:
+        log_the_rest(config, output, earlier.status)
         return earlier
     preflight(config)
+    check_logging(config.logging)
     check_disk(config, output)
     start_ray()
     _check_resources(config)
@@ -88,8 +92,10 @@ def train(
         for leftover in (output / "models").glob(".*.part"):  # exports that a kill cut off, a whole model's size each
             shutil.rmtree(leftover)
         write_json(output / RUN, record_of(config, "running"))
-        with follow_run(output, config.total_steps, config.name, console), _stop_on_sigterm(output):
+        drawn = follow_run(output, config.total_steps, config.name, console)
+        with drawn, logged(config, output) as log, _stop_on_sigterm(output):
             outcome = _until_it_ends(config, output, hold)
+            log.status = "running" if outcome.status == "stopped" else outcome.status
         if outcome.status == "stopped":
             raise StoppedError(f"{config.name}: {outcome.reason}. The same command goes on from there.")
         write_json(output / RUN, record_of(config, outcome.status) | ending_of(config, output, outcome))

@@ -18,6 +18,7 @@ from unlearn_core.config import RunConfig, build_config
 from unlearn_core.errors import StorageError, UserError, storage_problem
 from unlearn_core.local import LocalContext
 from unlearn_core.loop import StopReason, run
+from unlearn_core.memory_check import check_memory
 from unlearn_core.publish import write_json, write_text
 from unlearn_core.stall import StallWatch
 from unlearn_core.storage import is_uri, pull, push
@@ -29,6 +30,10 @@ STOP = "stop-requested"
 """File by which the driver asks the workers to end."""
 STALLED = "stalled.txt"
 """Which rank held the others up."""
+
+
+def _check_memory(config: RunConfig, context: "RayContext") -> None:
+    check_memory(config, context.world_size, ray.train.get_context().get_local_world_size())
 
 
 def work(arguments: dict[str, Any]) -> None:
@@ -47,6 +52,7 @@ def work(arguments: dict[str, Any]) -> None:
     context = RayContext(pull(place, small_only=True) if is_uri(place) else Path(place), config)
     try:
         with _taken_to_the_store(context):
+            _check_memory(config, context)
             outcome = run(config, context)
             if context.rank == 0:
                 write_json(context.output / OUTCOME, outcome.__dict__)

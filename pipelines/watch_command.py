@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from pipelines import terminal
 from pipelines.evaluate_command import (
     Benchmark,
     Compat,
@@ -76,14 +76,13 @@ def watch(
     actors: Annotated[int | None, typer.Option(help="Models in memory at once; one beside a training on CPUs.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU for each actor.")] = False,
     poll: Annotated[float, typer.Option(help="Seconds between looks at the run's folder.", min=0.1)] = 5.0,
-) -> None:
+) -> Any:
     """Score each export of a run as it appears, without stopping the training, and keep the best."""
     from pipelines.suites import build_suite
     from pipelines.watch import watch as run_watch
     from unlearn_core.config import build_config
     from unlearn_core.evaluation.config import EvaluationConfig
 
-    out = Console()
     values = {"max_new_tokens": max_new_tokens, "dtype": dtype, "compat": compat}
     settings = build_config(EvaluationConfig, values, source="watch's options")
     stars = one_star("target", target), one_star("reference", reference)
@@ -93,15 +92,16 @@ def watch(
     )  # fmt: skip
     settings = for_suite(settings, suite, format_, max_length)
     for note in suite.notes:
-        out.print(f"note: {note}", highlight=False)
+        terminal.work.print(f"note: {note}", highlight=False, soft_wrap=True)
     choice = run_watch(
         run, suite, output, settings, target=stars[0], reference=stars[1], criterion=best_by, among=among or (),
-        keep=keep, actors=actors, use_gpu=gpu, poll_s=poll, console=out,  # type: ignore[arg-type]  (checked there)
+        keep=keep, actors=actors, use_gpu=gpu, poll_s=poll, console=terminal.work,  # type: ignore[arg-type]  (checked there)
     )  # fmt: skip
     if (output / "evaluation.json").is_file():
-        print_missing(output, out)
-    print_choice(choice, run, out)
-    out.print(f"all metrics: {output / 'metrics.csv'}", highlight=False)
+        print_missing(output)
+    best = print_choice(choice, run)
+    terminal.out.print(f"all metrics: {output / 'metrics.csv'}", highlight=False)
+    return {"run": run, "output": output, "metrics": output / "metrics.csv", "best": best}
 
 
 def one_star(role: Any, name: str | None) -> Any:
@@ -118,19 +118,27 @@ def one_star(role: Any, name: str | None) -> Any:
     return points[0] if points else None
 
 
-def print_choice(choice: Any, run: Path, console: Console) -> None:
-    """What the criterion came to, in a line.
+def print_choice(choice: Any, run: Path) -> dict[str, Any] | None:
+    """Print what the criterion came to, in a line.
 
     Args:
         choice: a `pipelines.best_checkpoint.Choice`; None prints nothing.
         run: the run's folder.
-        console: where to print.
+
+    Returns:
+        The same as a document: model, step and reason; None without a criterion.
     """
     if choice is None:
-        return
+        return None
     if choice.best is None:
-        console.print(f"no best export: {choice.reason}", highlight=False, markup=False, soft_wrap=True)
-        return
-    more = f" ({choice.reason})" if choice.reason else ""
-    text = f"best export: {choice.best.model_id}, step {choice.best.step}{more}; see {run / 'best.json'}"
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        text = f"no best export: {choice.reason}"
+    else:
+        more = f" ({choice.reason})" if choice.reason else ""
+        text = f"best export: {choice.best.model_id}, step {choice.best.step}{more}; see {run / 'best.json'}"
+    terminal.out.print(text, highlight=False, markup=False, soft_wrap=True)
+    best = choice.best
+    return {
+        "model": None if best is None else best.model_id,
+        "step": None if best is None else best.step,
+        "reason": choice.reason or None,
+    }

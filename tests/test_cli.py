@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from pipelines import cli
+from pipelines import cli, terminal
 from pipelines.finetune import steps_of
 from pipelines.progress import follow_run
 from pipelines.runs import recipe_summary, recipes, resolve_model
@@ -33,8 +33,8 @@ def unlearn(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["unlearn", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", Console(**wide))
-        monkeypatch.setattr(cli, "err", Console(stderr=True, **wide))
+        monkeypatch.setattr(terminal, "out", Console(**wide))
+        monkeypatch.setattr(terminal, "err", Console(stderr=True, **wide))
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
@@ -163,6 +163,7 @@ def test_workers_read_relative_paths_from_where_the_run_was_started(monkeypatch,
     monkeypatch.setattr(stage, "AbortableTrainer", lambda _, train_loop_config, **__: train_loop_config)
     monkeypatch.setattr(train_worker, "RayContext", lambda output, _: SimpleNamespace(rank=1, output=output))
     monkeypatch.setattr(train_worker, "_taken_to_the_store", lambda _: nullcontext())
+    monkeypatch.setattr(train_worker, "_check_memory", lambda *_: None)
     monkeypatch.setattr(train_worker, "run", lambda *_: seen.append(Path.cwd()))
     monkeypatch.chdir(here)
     arguments = stage._trainer(config, tmp_path / "out")
@@ -222,7 +223,10 @@ def test_progress_in_a_log_file_is_lines(tmp_path):
     page = io.StringIO()
     with follow_run(tmp_path, 10, "run", Console(file=page)):
         note_event(tmp_path, "workers_lost", "rank 1 failed")
-    assert page.getvalue() == "run: rank 1 failed\nrun: step 3/10  retain loss 0.250  rate 0.0001  0.50 s/step\n"
+    assert (
+        page.getvalue()
+        == "run: rank 1 failed\nrun: step 3/10  retain loss 0.250  rate 0.0001  0.50 s/step  0:04 left\n"
+    )
     page = io.StringIO()
     with follow_run(tmp_path, 10, "run", Console(file=page, force_terminal=True, width=120)):
         note_event(tmp_path, "workers_lost", "rank 0 failed")

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from pipelines import cli
+from pipelines import cli, terminal
 from pipelines.model_points import check_models, discover_run
 from pipelines.runs import resolve_model
 from unlearn_core.edits.streamed_weights import StreamedWeights
@@ -23,8 +23,8 @@ def edit(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["unlearn", "edit", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", Console(width=400, highlight=False))
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400, highlight=False))
+        monkeypatch.setattr(terminal, "out", Console(width=400, highlight=False))
+        monkeypatch.setattr(terminal, "err", Console(stderr=True, width=400, highlight=False))
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
@@ -72,6 +72,7 @@ def test_a_line_of_models_is_a_run(edit, taught, other, tmp_path, command, names
         torch.testing.assert_close(new[NAME], old[NAME] + shift * weight)
         assert all(torch.allclose(new[name], old[name], rtol=1e-6, atol=0) for name in old if name != NAME)
     assert resolve_model(str(output)) == points[-1].path
+    assert "| weight | 0.25 |" in (output / "models" / "step-00001" / "README.md").read_text()
     run = json.loads((output / "run.json").read_text())
     assert (run["status"], run["steps"], run["method"]) == ("finished", 2, points[0].method)
     before = (output / "models" / "step-00001" / "model.safetensors").stat().st_mtime_ns

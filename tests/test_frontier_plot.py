@@ -74,6 +74,7 @@ def test_files_hold_every_model_and_the_reference_is_no_candidate(tmp_path):
     summary = frontier([evaluation(tmp_path / "eval", ROWS)], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "frontier.csv",
+        "frontier.pdf",
         "frontier.png",
         "frontier.svg",
         "summary.json",

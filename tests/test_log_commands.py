@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipelines import cli
+from pipelines import terminal
 from pipelines.evaluated_models import read_evaluations
 from pipelines.frontier import frontier
 from pipelines.import_logs import SOURCE, LogPoint, export_log, import_logs, log_point
@@ -28,7 +28,7 @@ def logs(monkeypatch):
     """Call `unlearn logs ...`; gives what it printed, and raises what it raises."""
 
     def call(*arguments):
-        monkeypatch.setattr(cli, "out", Console(width=400, highlight=False))
+        monkeypatch.setattr(terminal, "out", Console(width=400, highlight=False))
         result = CliRunner().invoke(app, ["logs", *map(str, arguments)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return result.stdout

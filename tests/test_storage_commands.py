@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from test_log_commands import tofu_log
 
-from pipelines import cli, locations
+from pipelines import cli, locations, terminal
 from pipelines.model_points import absolute, check_models, discover_run, identity, same_place, weight_bytes
 from pipelines.muse_criteria import _lies_in
 from pipelines.runs import resolve_model
@@ -32,8 +32,8 @@ def run(monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr("sys.argv", ["unlearn", *map(str, arguments)])
-        monkeypatch.setattr(cli, "out", Console(width=400, highlight=False))
-        monkeypatch.setattr(cli, "err", Console(stderr=True, width=400, highlight=False))
+        monkeypatch.setattr(terminal, "out", Console(width=400, highlight=False))
+        monkeypatch.setattr(terminal, "err", Console(stderr=True, width=400, highlight=False))
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()

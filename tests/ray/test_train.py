@@ -15,6 +15,7 @@ from training_runs import train as train_without_ray
 
 from pipelines import train as stage
 from pipelines.train import train
+from pipelines.wandb_files import history
 from unlearn_core.errors import MissingPackageError, UserError
 from unlearn_core.events import read_events
 from unlearn_core.loop import METRICS
@@ -27,6 +28,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")
 def assert_close(found, expected):
     assert relative(found, expected) <= 1e-6
     assert max(float((found[name] - expected[name]).abs().max()) for name in expected) <= 1e-6
+
+
+def assert_logged(output: Path, uri: str):
+    """All three loggers have the numbers of metrics.jsonl."""
+    from mlflow.tracking import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    expected = [(line["step"], pytest.approx(line["norm_forget"], rel=1e-6)) for line in step_lines(output)]
+    noted = json.loads((output / "logging.json").read_text())
+    events, client = EventAccumulator(str(output / "tensorboard")), MlflowClient(tracking_uri=uri)
+    events.Reload()
+    of_mlflow = client.get_metric_history(noted["mlflow"]["run_id"], "norm/forget")
+    of_wandb = history(output, noted["wandb"]["run_id"])
+    assert [(one.step, one.value) for one in events.Scalars("norm/forget")] == expected
+    assert [(one.step, one.value) for one in of_mlflow] == expected
+    assert [(line["_step"], line["norm/forget"]) for line in of_wandb] == expected
+    assert client.get_run(noted["mlflow"]["run_id"]).info.status == "FINISHED"
 
 
 def worker_processes() -> list[psutil.Process]:
@@ -77,9 +95,12 @@ def undisturbed(two_ranks, long_run, tmp_path_factory):
     return output
 
 
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's, against the newest SQLAlchemy
 def test_two_workers_equal_plain_processes(cluster, taught, two_ranks, tmp_path):
-    config = small_run(taught, 2, 2, 3, steps=4, export_every=2)
+    logging = {"tensorboard": True, "mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}, "wandb": {}}
+    config = small_run(taught, 2, 2, 3, steps=4, export_every=2, logging=logging)
     outcome = train(config, tmp_path / "ray")
+    assert_logged(tmp_path / "ray", logging["mlflow"]["uri"])
     two_ranks.run(train_without_ray, config, tmp_path / "plain")
     assert (outcome.status, outcome.step) == ("finished", 4)
     for step in (2, 4):
