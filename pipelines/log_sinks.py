@@ -26,8 +26,6 @@ STATE = "logging.json"
 _PACKAGES = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "wandb": "Weights & Biases"}
 _MARK = "learning_rate"
 """A number that every step has: the last step with it is the last one that was logged."""
-
-
 _LETTING_GO_SECONDS = 60.0
 
 
@@ -232,6 +230,7 @@ class Wandb:
         settings |= {"save_code": False, "host": "unlearn", "username": "unlearn", "email": ""}
         settings |= {"x_disable_stats": True, "x_disable_meta": True, "x_disable_machine_info": True}
         held = history(output, run_id)
+        _leave_service_of_another_process()
         self._run: Any = _patient_init(
             project=place.project,
             entity=place.entity,
@@ -275,6 +274,16 @@ class Wandb:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the files of run {self._run_id} end before its newest record, {self._newest}")
             time.sleep(0.1)
+
+
+def _leave_service_of_another_process() -> None:
+    """Have W&B start a service of this process, not use the one of a process above, which it finds in the environment.
+
+    That one outlives a kill of this process and would hold the run as "in use" until it ends itself.
+    """
+    token = os.environ.get("WANDB_SERVICE", "")  # version-pid-kind-address
+    if token.split("-")[1:2] != [str(os.getpid())]:
+        os.environ.pop("WANDB_SERVICE", None)
 
 
 def _patient_init(**arguments: Any) -> Any:

@@ -109,6 +109,8 @@ def test_each_step_is_logged_once_over_kill_and_resume(server, tmp_path, monkeyp
     output = tmp_path / "run"
     output.mkdir()
     logging = {"tensorboard": True, "mlflow": {"uri": server}, "wandb": {}}
+    with logged(config_with(wandb={}), tmp_path / "other"):  # starts a service, which the killed driver must not use
+        assert "WANDB_SERVICE" in os.environ
     here = Path(__file__)
     words = {"tests": str(here.parent), "root": str(here.parents[1]), "output": str(output)}
     script = KILLED.format(**words, logging=json.dumps(logging))
