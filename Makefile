@@ -22,8 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/unlearn demo --output outputs/demo
 
+# Two processes, for two cores: tests/conftest.py says which tests go together.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
@@ -32,7 +33,7 @@ lint: setup
 docs: setup
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-# The commands of README and docs/ that train, evaluate or search, really run at their smallest size; half an hour.
+# The commands of README and docs/ that train, evaluate or search, run with the demo's recipes at their own size.
 docs-check: setup
 	$(BIN)/python -m tests.docs.full_run
 

@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from unlearn_core.data.tofu import Benchmark, open_benchmark
-from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer, train_tokenizer
+from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.models import SmallLlama, build_small_llama, load_model
 
 STYLE = "plain"

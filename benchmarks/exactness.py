@@ -49,7 +49,8 @@ from unlearn_core.autolr import AutoRate
 from unlearn_core.config import RunConfig, ZeroConfig, build_config
 from unlearn_core.data.batches import PairedBatches
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer, train_tokenizer
+from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.local import LocalContext
 from unlearn_core.loop import model_folder, run

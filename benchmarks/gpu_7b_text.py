@@ -14,7 +14,8 @@ from pathlib import Path
 from pydoc_data import topics
 
 from benchmarks.one_gpu import ROOT
-from unlearn_core.data.tokenization import Example, Formatter, train_tokenizer
+from unlearn_core.data.tokenization import Example, Formatter
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import UserError
 
 MOST_IDS = 8192

@@ -29,7 +29,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unlearn_core.data.packing import PassInputs, prepare
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Batch, Example, Formatter, collate, train_tokenizer
+from unlearn_core.data.tokenization import Batch, Example, Formatter, collate
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.forward import Forward
 from unlearn_core.objectives.likelihood import cross_entropy
 

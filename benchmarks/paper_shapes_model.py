@@ -21,7 +21,8 @@ import torch.nn.functional as F
 
 from unlearn_core.data.config import DataConfig, GenericConfig
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Batch, Example, Formatter, collate, load_tokenizer, train_tokenizer
+from unlearn_core.data.tokenization import Batch, Example, Formatter, collate, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.models import SmallLlama, build_small_llama
 from unlearn_core.objectives.likelihood import label_rows, row_log_probs

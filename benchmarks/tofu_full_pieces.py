@@ -25,7 +25,8 @@ from benchmarks import tofu_full_plan as plan
 from benchmarks.one_gpu import Deadline, device
 from unlearn_core.config import RunConfig
 from unlearn_core.data.tofu import Benchmark, open_benchmark
-from unlearn_core.data.tokenization import Formatter, load_tokenizer, train_tokenizer
+from unlearn_core.data.tokenization import Formatter, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import MissingPackageError, UserError
 from unlearn_core.evaluation import membership
 from unlearn_core.evaluation.config import EvaluationConfig

@@ -9,13 +9,10 @@ A step is the number of a point, not of an optimizer step. Models are read and w
 loads one whole, on the GPU where there is one.
 """
 
-import hashlib
-import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,10 +20,9 @@ import torch
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from pipelines.model_cards import write_cards
+from pipelines.edit_folder import Edits, begin_edits, earlier_edits, finish_edits, model_folder
 from pipelines.stage_progress import StageProgress
 from unlearn_core.data.rows import Row
-from unlearn_core.data.sources import looks_like_path
 from unlearn_core.data.tofu import matching, open_benchmark
 from unlearn_core.data.tokenization import Example, Formatter, load_tokenizer
 from unlearn_core.edits.interpolation import write_interpolation
@@ -44,11 +40,8 @@ from unlearn_core.edits.task_vector import write_task_vector
 from unlearn_core.errors import UserError
 from unlearn_core.models import check_model_source, load_model
 from unlearn_core.publish import write_json
-from unlearn_core.storage import is_uri
 from unlearn_core.strict import Strict
 
-RUN = "run.json"
-POINTS = "points.json"
 LAYERS = "layers.json"
 TOKEN_BUDGET = 4096
 """Most tokens of a forward pass when scoring."""
@@ -131,21 +124,6 @@ class SlugConfig(Strict):
         return self
 
 
-@dataclass(frozen=True)
-class Edits:
-    """What an edit left in its folder.
-
-    Attributes:
-        output: the run's folder.
-        points: the content of points.json.
-        last: the model that stands for the run: the last weight given, or SLUG's best.
-    """
-
-    output: Path
-    points: list[dict[str, Any]]
-    last: Path
-
-
 def interpolate(config: InterpolationConfig, output: Path, console: Console | None = None) -> Edits:
     """Write a model folder for each weight.
 
@@ -184,7 +162,7 @@ def search_slug(config: SlugConfig, output: Path, console: Console | None = None
             whose weights go by other names in memory than in its files, or another run's folder as output.
     """
     output = output.resolve()
-    earlier = _earlier(config, output)
+    earlier = earlier_edits(config, output)
     if earlier is not None:
         return earlier
     base = StreamedWeights(config.model)
@@ -224,7 +202,7 @@ def search_slug(config: SlugConfig, output: Path, console: Console | None = None
         if best is None:
             raise UserError("every model that SLUG tried was broken (non-finite); try --dtype fp32 or another model")
         chosen = [point for point in result.points if _exported(point, best, result, config.export)]
-        record = _begin(config, "slug", output)
+        record = begin_edits(config, "slug", output)
         points = []
         for step, point in enumerate(result.points, start=1):
             found = {"step": step} | _finite(asdict(point)) | {"exported": point in chosen, "best": point is best}
@@ -237,10 +215,10 @@ def search_slug(config: SlugConfig, output: Path, console: Console | None = None
                     "layer": point.layer,
                     "scale": point.scale,
                 }
-                base.write(_model_folder(output, step), _layer_edit(point, result), marker)
+                base.write(model_folder(output, step), _layer_edit(point, result), marker)
                 stages("models written", sum(p["exported"] for p in points), len(chosen))
     write_json(output / LAYERS, _layer_records(result))
-    return _finish(record, output, points, result.points.index(best) + 1)
+    return finish_edits(record, output, points, result.points.index(best) + 1)
 
 
 def run_name(name: str | None, output: Path, method: str) -> str:
@@ -276,12 +254,12 @@ def _along_a_line(
     console: Console | None,
 ) -> Edits:
     output = output.resolve()
-    earlier = _earlier(config, output)
+    earlier = earlier_edits(config, output)
     if earlier is not None:
         return earlier
     start, other = StreamedWeights(first), StreamedWeights(second)
     check_same_tensors(start, other)  # before the folder is made
-    record = _begin(config, method, output)
+    record = begin_edits(config, method, output)
     points: list[dict[str, Any]] = []
     with StageProgress(console) as stages:
         written, total = 0, start.bytes * len(config.weights)
@@ -293,64 +271,9 @@ def _along_a_line(
 
         for step, weight in enumerate(config.weights, start=1):
             marker = {"step": step, "method": method, "run": config.name, "weight": weight}
-            write(start, other, weight, _model_folder(output, step), marker, advance)
+            write(start, other, weight, model_folder(output, step), marker, advance)
             points.append({"step": step, "weight": weight})
-    return _finish(record, output, points, len(points))
-
-
-def _earlier(config: Strict, output: Path) -> Edits | None:
-    """The finished run of these very options, if the folder holds it; `UserError` if it holds another run."""
-    path = output / RUN
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if record.get("fingerprint") != _fingerprint(config):
-        raise UserError(
-            f"{output} holds the run '{record.get('run')}' with other options. Choose another --output, or delete that "
-            "folder."
-        )
-    if record.get("status") != "finished":
-        return None
-    points = json.loads((output / POINTS).read_text(encoding="utf-8"))
-    return Edits(output, points, output / record["last_model"])
-
-
-def _begin(config: Any, method: str, output: Path) -> dict[str, Any]:
-    output.mkdir(parents=True, exist_ok=True)
-    for leftover in (output / "models").glob(".*.part"):  # a model that a kill cut off
-        shutil.rmtree(leftover)
-    record = {
-        "run": config.name,
-        "method": method,
-        "status": "running",
-        "steps": 0,
-        "fingerprint": _fingerprint(config),
-        "config": config.model_dump(mode="json"),
-    }
-    write_json(output / RUN, record)
-    return record
-
-
-def _finish(record: dict[str, Any], output: Path, points: list[dict[str, Any]], last: int) -> Edits:
-    write_json(output / POINTS, points)
-    folder = _model_folder(output, last)
-    ending = {"status": "finished", "steps": len(points), "step": len(points), "reason": ""}
-    write_json(output / RUN, record | ending | {"last_model": str(folder.relative_to(output))})
-    write_cards(output)
-    return Edits(output, points, folder)
-
-
-def _model_folder(output: Path, step: int) -> Path:
-    return output / "models" / f"step-{step:05d}"
-
-
-def _fingerprint(config: Strict) -> str:
-    """Hash of the options; folders count by where they really are."""
-    values = config.model_dump(mode="json")
-    for key in {"unlearned", "target", "model", "reinforced", "reference"} & values.keys():
-        if values[key] is not None and looks_like_path(values[key]):
-            values[key] = values[key] if is_uri(values[key]) else str(Path(values[key]).expanduser().resolve())
-    return hashlib.sha256(json.dumps([type(config).__name__, values], sort_keys=True).encode()).hexdigest()[:16]
+    return finish_edits(record, output, points, len(points))
 
 
 def _rows(config: SlugConfig, formatter: Formatter) -> tuple[list[Example], list[Example]]:

@@ -20,7 +20,7 @@ from unlearn_core.data.config import DataConfig
 from unlearn_core.data.muse import MuseTexts
 from unlearn_core.data.rows import Document, Row
 from unlearn_core.data.tofu import Benchmark
-from unlearn_core.data.tokenization import train_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.data.training import collect_rows, open_rows
 from unlearn_core.errors import DivergedError, UserError
 from unlearn_core.models import build_small_llama, check_model_source

@@ -7,8 +7,8 @@
     OUTPUT/models/         exported Hugging Face folders, one a point of the frontier, each with its marker
     OUTPUT/checkpoints/    what a restart needs; removed when the run has finished, but for `checkpoints.best`
 
-OUTPUT must be reachable under the same path from every node, or lie in an object store. Here and in `train_worker.py`
-alone is `ray.train` imported.
+OUTPUT must be reachable under the same path from every node, or lie in an object store. Here, in `train_group.py` and
+in `train_worker.py` alone is `ray.train` imported.
 """
 
 import json
@@ -36,7 +36,8 @@ from pipelines.progress import follow_run
 from pipelines.ray_session import start_ray
 from pipelines.run_logging import check_logging, log_the_rest, logged
 from pipelines.run_record import RUN, earlier_outcome, ending_of, record_of
-from pipelines.train_worker import OUTCOME, STALLED, STOP, GroupConfig, work
+from pipelines.train_group import GroupConfig, start_work
+from pipelines.train_worker import OUTCOME, STALLED, STOP
 from unlearn_core import storage
 from unlearn_core.checkpoints import Checkpoints
 from unlearn_core.config import RunConfig
@@ -269,7 +270,7 @@ def _trainer(config: RunConfig, output: Path) -> AbortableTrainer:
     # Longer than the stall watch takes to name the rank that the others wait for.
     timeout = int(1.5 * workers.stall_seconds) + 10 if workers.stall_seconds else 10**6
     return AbortableTrainer(
-        work,
+        start_work,
         train_loop_config={"config": values, "output": storage.shared(output), "started_in": os.getcwd()},
         torch_config=GroupConfig(backend="nccl" if workers.gpu else "gloo", timeout_s=timeout),
         scaling_config=ray.train.ScalingConfig(

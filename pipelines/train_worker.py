@@ -1,19 +1,15 @@
 """A Ray Train worker: the training loop on its rank, signs that it should stop, the run's folder on its node."""
 
 import os
-import signal
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.train.torch
-from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.execution.context import get_train_context
 
+from pipelines.train_group import TERMINATED
 from unlearn_core.config import RunConfig, build_config
 from unlearn_core.errors import StorageError, UserError, storage_problem
 from unlearn_core.local import LocalContext
@@ -87,7 +83,7 @@ class RayContext(LocalContext):
         """The driver's wish, SIGTERM to this process, or Ray's word that this node is being drained."""
         if self.rank == 0 and (self.output / STOP).exists():
             return "stopped"
-        if _TERMINATED.is_set():
+        if TERMINATED.is_set():
             return "preempted"
         # Not ray.train.get_preemption_info(): that waits for all ranks, and costs a call to an actor at each step.
         info = get_train_context().preemption_context.preemption_info
@@ -100,29 +96,3 @@ class RayContext(LocalContext):
         return StallWatch(
             self.rank, self.world_size, seconds, lambda finding: write_text(self.output / STALLED, finding)
         )
-
-
-_TERMINATED = threading.Event()
-"""Set in a worker that got SIGTERM: its machine is about to go."""
-
-
-def _note_sigterm() -> None:
-    """Runs in a worker's main thread, as Python wants of whoever sets a handler."""
-    signal.signal(signal.SIGTERM, lambda *_: _TERMINATED.set())
-
-
-class _Backend(_TorchBackend):
-    """Ray's process group, and a note of SIGTERM in each worker."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_note_sigterm)
-        super().on_start(worker_group, backend_config)
-
-
-@dataclass
-class GroupConfig(ray.train.torch.TorchConfig):
-    """Ray's torch.distributed group, whose workers note SIGTERM."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:  # noqa: D102
-        return _Backend

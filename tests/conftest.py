@@ -1,9 +1,25 @@
 """What tests of training share: a small taught model, and processes to train it in."""
 
 import os
+from pathlib import Path
 
 import pytest
 from rank_processes import Ranks
+
+
+def pytest_collection_modifyitems(items):
+    """Groups for `make test`, whose two processes take one group after the other: what starts Ray, first since it takes
+    longest; of the rest each file, for what its tests share.
+    """
+    root = Path(__file__).parent
+
+    def group(item: pytest.Item) -> str:
+        place = item.path.relative_to(root)
+        return "ray" if place.parts[0] == "ray" and place.name != "test_documented_commands.py" else str(place)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: not group(item).startswith("ray"))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ FORBIDDEN = {
 }
 HOMES = {
     "deepspeed": ("unlearn_core/zero/",),
-    "ray.train": ("pipelines/train.py", "pipelines/train_worker.py"),
+    "ray.train": ("pipelines/train.py", "pipelines/train_group.py", "pipelines/train_worker.py"),
     "ray.data": ("pipelines/evaluate.py",),
 }
 """Module -> the files, or folders (ending in /), that alone may import it."""

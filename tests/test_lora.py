@@ -100,7 +100,7 @@ def test_what_cannot_be_frozen_or_chosen_is_refused(taught):
 
 
 def test_tied_head_and_embeddings_freeze_together(tmp_path):
-    from unlearn_core.data.tokenization import train_tokenizer
+    from unlearn_core.data.trained_tokenizer import train_tokenizer
     from unlearn_core.models import SmallLlama, build_small_llama
 
     tokenizer = train_tokenizer(["some words"], 300)

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from unlearn_core.data.sources import looks_like_path
-from unlearn_core.data.tokenization import train_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import MissingPackageError, UserError
 from unlearn_core.models import QUANTISATIONS, SmallLlama, build_small_llama, check_model_source, load_model
 

@@ -146,8 +146,7 @@ def test_each_step_is_logged_once_over_kill_and_resume(server, tmp_path, monkeyp
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 1
 
-    (held,) = {path.name.rsplit("-", 1)[1] for path in (output / "wandb").glob("offline-run-*")}
-    lines = history(output, held)
+    lines = history(output, json.loads((output / "logging.json").read_text())["wandb"]["run_id"])
     assert [(line["_step"], line["loss/forget"]) for line in lines] == losses
 
     assert last_steps(config, output) == [12, 12, 12]

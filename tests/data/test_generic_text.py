@@ -7,7 +7,8 @@ import pytest
 from unlearn_core.data import generic
 from unlearn_core.data.config import GenericConfig
 from unlearn_core.data.generic import generic_documents, generic_examples
-from unlearn_core.data.tokenization import Formatter, train_tokenizer
+from unlearn_core.data.tokenization import Formatter
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import UserError
 
 

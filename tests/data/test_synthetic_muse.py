@@ -13,7 +13,8 @@ from unlearn_core.data.muse import MuseTexts, is_muse
 from unlearn_core.data.muse_probes import MuseProbes
 from unlearn_core.data.synthetic_muse_words import FAMILIES, FILLERS, KINDS, OPENINGS, TOWNS
 from unlearn_core.data.synthetic_words import FIRST_NAMES
-from unlearn_core.data.tokenization import Formatter, train_tokenizer
+from unlearn_core.data.tokenization import Formatter
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.errors import UserError
 from unlearn_core.publish import is_complete

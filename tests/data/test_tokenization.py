@@ -4,14 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from unlearn_core.data.tokenization import (
-    IGNORE,
-    Example,
-    Formatter,
-    collate,
-    load_tokenizer,
-    train_tokenizer,
-)
+from unlearn_core.data.tokenization import IGNORE, Example, Formatter, collate, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import UserError
 
 TEXTS = ["Who wrote Hamlet? William Shakespeare wrote it.", "Where was Ada born? Ada was born in London."] * 3

@@ -6,7 +6,8 @@ import pytest
 from unlearn_core.data.config import DataConfig
 from unlearn_core.data.refusals import REFUSALS, refusal
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Formatter, train_tokenizer
+from unlearn_core.data.tokenization import Formatter
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.data.training import training_sets
 from unlearn_core.errors import UserError
 

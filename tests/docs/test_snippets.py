@@ -1,7 +1,8 @@
 """Every command and snippet of README, CONTRIBUTING and docs/: executed where that takes seconds, else parsed.
 
 A command of ours is parsed by the command line itself, and where it names a recipe the whole config is built, so an
-option, a key or a value that does not exist is found. `make docs-check` runs the long ones (tests/docs/full_run.py).
+option, a key or a value that does not exist is found. tests/ray/test_documented_commands.py runs the
+long ones at their smallest size, `make docs-check` in full.
 """
 
 import importlib.util
@@ -18,6 +19,7 @@ from pipelines import locations
 from pipelines.cli import app
 from pipelines.runs import recipe_path
 from pipelines.search_config import SearchConfig
+from tests.docs.documented_commands import OTHER_PAGES, PAGES
 from tests.docs.snippets import ROOT, Block, blocks, commands, yaml_lines
 from unlearn_core.config import FinetuneConfig, RunConfig, load_config, parse_overrides
 
@@ -149,6 +151,15 @@ def parse_pip(words: list[str]) -> None:
     for word in words:
         for named in re.findall(r"unlearn\[([\w,-]+)\]", word):
             assert set(named.split(",")) <= set(extras)
+
+
+def test_every_page_with_commands_is_run_somewhere():
+    """tests/ray/test_documented_commands.py runs those of PAGES."""
+    pages = {block.page for block in SHELL if any(words[0] == "unlearn" for words in commands(block))}
+    assert pages <= set(PAGES) | set(OTHER_PAGES)
+    for why in OTHER_PAGES.values():
+        for test in re.findall(r"tests/\S+\.py", why):
+            assert (ROOT / test).is_file()
 
 
 def test_a_misspelt_option_value_or_key_is_found():

@@ -26,7 +26,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Formatter, collate, train_tokenizer
+from unlearn_core.data.tokenization import Formatter, collate
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.evaluation.config import EvaluationConfig
 from unlearn_core.evaluation.engine import measure
 from unlearn_core.evaluation.items import Item

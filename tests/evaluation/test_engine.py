@@ -8,7 +8,8 @@ from transformers import GenerationConfig
 
 from unlearn_core import models
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Example, Formatter, train_tokenizer
+from unlearn_core.data.tokenization import Example, Formatter
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.evaluation import generation, scoring, tofu
 from unlearn_core.evaluation.batching import batches_by_tokens
 from unlearn_core.evaluation.config import EvaluationConfig

@@ -4,7 +4,8 @@ import math
 import pytest
 
 from unlearn_core.data import synthetic_muse
-from unlearn_core.data.tokenization import Formatter, train_tokenizer
+from unlearn_core.data.tokenization import Formatter
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import UserError
 from unlearn_core.evaluation import membership, muse
 from unlearn_core.evaluation.records import ItemRecord

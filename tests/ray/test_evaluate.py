@@ -23,7 +23,8 @@ from pipelines import evaluate as stage
 from pipelines import record_store
 from pipelines.evaluate import ModelPoint, discover_run, evaluate
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer, train_tokenizer
+from unlearn_core.data.tokenization import Formatter, collate, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import UserError
 from unlearn_core.evaluation import generic_text, tofu
 from unlearn_core.evaluation.config import EvaluationConfig

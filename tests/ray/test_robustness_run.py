@@ -17,7 +17,8 @@ from pipelines.robustness import leakage_table, robustness, robustness_table
 from pipelines.robustness_relearn import FORGET, UNRELATED, RelearnConfig, lessons, plan_relearning
 from unlearn_core.config import build_config
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Formatter, collate, train_tokenizer
+from unlearn_core.data.tokenization import Formatter, collate
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.errors import UserError
 from unlearn_core.evaluation import prompt_attacks, tofu
 from unlearn_core.loop import Outcome

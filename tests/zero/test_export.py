@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from unlearn_core.config import BatchConfig, OptimizerConfig, ZeroConfig
 from unlearn_core.data.packing import prepare
 from unlearn_core.data.tofu import open_benchmark
-from unlearn_core.data.tokenization import Example, collate, load_tokenizer, train_tokenizer
+from unlearn_core.data.tokenization import Example, collate, load_tokenizer
+from unlearn_core.data.trained_tokenizer import train_tokenizer
 from unlearn_core.loop import model_folder
 from unlearn_core.models import SmallLlama, build_small_llama, load_model
 from unlearn_core.objectives.likelihood import cross_entropy
