@@ -7,10 +7,12 @@ import pytest
 from rank_processes import Ranks
 
 
-def pytest_collection_modifyitems(items):
-    """Groups for `make test`, whose two processes take one group after the other: what starts Ray, first since it takes
-    longest; of the rest each file, for what its tests share.
+def pytest_collection_modifyitems(config, items):
+    """Groups for `make test PROCESSES=2`, whose processes take one group after the other: what starts Ray, first since
+    it takes longest; of the rest each file, for what its tests share.
     """
+    if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
     root = Path(__file__).parent
 
     def group(item: pytest.Item) -> str:

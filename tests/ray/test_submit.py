@@ -60,7 +60,7 @@ def free_ports(count: int) -> list[str]:
         return [str(probe.getsockname()[1]) for probe in probes]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def unlearn(tmp_path_factory):
     """The command line with a running head that asks for its token."""
     temporary = tempfile.mkdtemp(prefix="ur-")  # Ray's sockets lie below it, and their paths must be short
