@@ -136,9 +136,14 @@ def test_which_architectures_are_packed_and_sliced():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_and_its_gradient_in_any_slices(loss, slice_rows):
     part = objective("forget", loss, **({"coefficient": 2.0} if loss == "rmu_forget" else {}))
-    own, ours = both("llama", part, PAIR if part.kind == "pair" else BATCH, slice_rows=slice_rows)
+    batch = PAIR if part.kind == "pair" else BATCH
+    own, ours = both("llama", part, batch, slice_rows=slice_rows)
     assert ours[0] == pytest.approx(own[0], rel=2e-6, abs=1e-6)
-    assert relative(ours[1], own[1]) < 5e-6  # fp32 against fp64: SatImp has 2.5e-6 on some CPUs
+    error = relative(ours[1], own[1])
+    if error >= 2e-6:  # SatImp's p^5 takes rounding five times: then it is the model's own fp32 that is so far off
+        model, padded = model_of("llama"), prepare(batch, packed=False, skip_first=part.skip_first)
+        usual = loss_and_gradients(part, model, padded, lambda read: read(plain(model, batch, padded, part.read_layer)))
+        assert loss == "satimp" and error < 1.5 * relative(usual[1], own[1])
 
 
 def test_labels_that_do_not_count_and_rows_without_any():

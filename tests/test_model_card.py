@@ -225,7 +225,7 @@ def push(server, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=120,
         stdin=subprocess.DEVNULL,
     )
 

@@ -158,7 +158,7 @@ def completions(words: str) -> list[str]:
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
     run = "from pipelines.cli import app; app(prog_name='unlearn')"
-    done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-c", run], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -176,7 +176,7 @@ def test_completion_is_installed_for_bash(tmp_path):
     environment = os.environ | {"HOME": str(tmp_path)}
     run = "from pipelines.cli import app; app(prog_name='unlearn')"
     command = [sys.executable, "-c", run, "--show-completion", "bash"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert "_UNLEARN_COMPLETE=complete_bash" in done.stdout, done.stderr
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True).returncode == 0
 

@@ -365,7 +365,7 @@ def test_a_users_mistake_found_in_an_actor_comes_back_as_one(cluster, points, tm
         evaluate(points[:1], SUITE, tmp_path, config, actors=1)
     assert not (tmp_path / "evaluation.json").exists()
     # The failed job's actors must give their CPUs back, or the next training waits for ever.
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline
         time.sleep(0.2)

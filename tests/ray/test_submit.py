@@ -45,7 +45,7 @@ class CommandLine:
     def __call__(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """(exit code, stdout, stderr)."""
         with self.start(*arguments, **environment) as process:
-            shown, told = process.communicate(timeout=400)
+            shown, told = process.communicate(timeout=110)
         return process.returncode, shown, told
 
     def cluster(self) -> Cluster:
@@ -127,7 +127,7 @@ def test_a_failing_job_fails_and_says_why(unlearn):
 def test_two_at_once_and_the_jobs_commands(unlearn):
     first = unlearn.start("submit", "--job-name", "first", "recipes")
     second = unlearn.start("submit", "--job-name", "second", "--env", "COLUMNS", "recipes", "own-files")
-    said = [process.communicate(timeout=400)[0] for process in (first, second)]
+    said = [process.communicate(timeout=100)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
     assert "tofu-ngdiff" in said[0] and "data:" in said[1]
 
@@ -155,7 +155,7 @@ def test_a_job_goes_on_without_its_watcher_and_is_stopped(unlearn):
     follower = unlearn.start("jobs", "logs", "long", "--follow")
     assert follower.stdout.readline()
     follower.send_signal(signal.SIGINT)
-    _, told = follower.communicate(timeout=120)
+    _, told = follower.communicate(timeout=30)
     assert follower.returncode == 130
     assert "Job long goes on" in told and "unlearn jobs stop long" in told
 
